@@ -1,0 +1,38 @@
+// gather2x2: y[p,i,j,c] = x[p,2i+dy,2j+dx,c] with 2*dy + dx the switch; 0 where that place lies outside the map.
+// The transpose of max_unpool2x2, and so its gradient.
+// Thread map: window.cuh. Bytes: x and C/4 of switches read once, y written once; bound by memory. Every 32-byte sector
+// of x holds some wanted channel, so reading all four places costs no more than picking. Values are moved as bits: U is
+// an unsigned integer.
+#pragma once
+#include "cuda/window.cuh"
+
+namespace ddn {
+
+template <class U, int N>
+DDN_GLOBAL void gather2x2_kernel(const Gather2x2Params p) {
+  const int64_t rows = half_up(p.height), columns = half_up(p.width), item = this_item();
+  const Place at = place_of<N>(item, rows, columns, p.channels);
+  if (at.map >= p.passes) return;
+  const int count = p.channels - at.channel < N ? static_cast<int>(p.channels - at.channel) : N;
+  const int64_t image = image_of(p, at.map);
+  const uint32_t packed = load_switches<N>(
+      p.switches + ((image * rows + at.i) * columns + at.j) * switch_bytes(p.channels) + at.channel / 4);
+
+  const U* top =
+      static_cast<const U*>(p.x) + ((at.map * p.height + 2 * at.i) * p.width + 2 * at.j) * p.channels + at.channel;
+  const bool has_right = 2 * at.j + 1 < p.width, has_bottom = 2 * at.i + 1 < p.height;
+  U value[N] = {};
+  DDN_UNROLL
+  for (uint32_t position = 0; position < 4; ++position) {
+    const int dy = position >> 1, dx = position & 1;
+    if ((dy && !has_bottom) || (dx && !has_right)) continue;
+    U in[N];
+    load_channels<N>(in, top + (dy * p.width + dx) * p.channels, count);
+    DDN_UNROLL
+    for (int k = 0; k < N; ++k) value[k] = (packed >> 2 * k & 3) == position ? in[k] : value[k];
+  }
+  store_channels<N>(static_cast<U*>(p.y) + ((at.map * rows + at.i) * columns + at.j) * p.channels + at.channel, value,
+                    count);
+}
+
+}  // namespace ddn

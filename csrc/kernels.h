@@ -1,0 +1,32 @@
+// Every kernel's entry point, torch-free. One name per op, one namespace per device.
+#pragma once
+#include <cstdint>
+
+#include "params.h"
+
+struct CUstream_st;
+
+namespace ddn::cpu {
+
+// Each computes pooled rows [row_begin, row_end) of the images*h (passes*h) there are; the caller shares rows out among
+// threads.
+void max_pool2x2(const MaxPool2x2Params& p, int64_t row_begin, int64_t row_end);
+void max_unpool2x2(const MaxUnpool2x2Params& p, int64_t row_begin, int64_t row_end);
+void gather2x2(const Gather2x2Params& p, int64_t row_begin, int64_t row_end);
+
+}  // namespace ddn::cpu
+
+namespace ddn::cuda {
+
+using Stream = CUstream_st*;
+
+// Each enqueues on `stream` and returns a cudaError_t as int, 0 for success.
+int max_pool2x2(const MaxPool2x2Params& p, Stream stream);
+int max_unpool2x2(const MaxUnpool2x2Params& p, Stream stream);
+int gather2x2(const Gather2x2Params& p, Stream stream);
+
+const char* error_text(int error);
+// True when `error` means that the library holds no code for this GPU.
+bool is_missing_code(int error);
+
+}  // namespace ddn::cuda

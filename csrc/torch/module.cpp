@@ -1,0 +1,46 @@
+// ddn_fast._C: importing it registers torch.ops.ddn_fast.* (ops.cpp); its own functions tell what was built and what
+// this machine can run.
+#include <pybind11/pybind11.h>
+
+#include <string>
+
+#include "cpu/features.h"
+
+namespace py = pybind11;
+
+namespace {
+
+py::dict build_info() {
+  py::dict info;
+  info["version"] = DDN_VERSION;
+  info["compiler"] = DDN_COMPILER;
+  info["torch"] = DDN_TORCH_VERSION;
+  info["cuda"] = DDN_CUDA_VERSION;
+  info["cuda_archs"] = py::str(DDN_CUDA_ARCHS).attr("split")(",");
+  if (std::string(DDN_CUDA_ARCHS).empty()) info["cuda_archs"] = py::list();
+  return info;
+}
+
+py::dict cpu_features() {
+  const ddn::cpu::Features found = ddn::cpu::features();
+  py::dict features;
+  features["avx2"] = found.avx2;
+  features["avx512f"] = found.avx512f;
+  features["avx512bw"] = found.avx512bw;
+  features["avx512vl"] = found.avx512vl;
+  features["avx512_bf16"] = found.avx512_bf16;
+  features["amx_bf16"] = found.amx_bf16;
+  features["amx_permission"] = found.amx_permission;
+  return features;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.def("build_info", &build_info,
+        "What was built: version, compiler, torch (at build time), cuda (nvcc's version, or ''), cuda_archs as CMake "
+        "writes them ('90a-real', '80-virtual').");
+  m.def("cpu_features", &cpu_features,
+        "Which instruction sets this CPU and its operating system offer; amx_bf16: would be granted on request, "
+        "amx_permission: this process already has it.");
+}

@@ -1,0 +1,6 @@
+"""The compiled extension (csrc/torch/module.cpp); importing it registers torch.ops.ddn_fast."""
+
+from typing import Any
+
+def build_info() -> dict[str, Any]: ...
+def cpu_features() -> dict[str, bool]: ...

@@ -1,0 +1,340 @@
+"""Images, masks and MATLAB's resize: everything between files and tensors (SPEC sections 1 and 7).
+
+An image is HxWx3 uint8 RGB. A mask is HxW uint8: 0 background, ``l + 1`` for class index ``l``, 255 void.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import math
+import os
+import secrets
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from .config import MEAN_BGR
+from .errors import DataError, ImageError, InputError
+
+Kernel = Literal["bilinear", "bicubic"]
+Array = NDArray[np.uint8]
+
+VOID = 255
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"})
+
+# Bounds on what a file may unpack to, checked on its header. The area is Pillow's own: above it Pillow warns.
+MAX_PIXELS = 89_478_485
+MAX_SIDE = 65_535
+
+# Only what is decoded in this process (Pillow hands EPS to Ghostscript). JPEG covers the MPO that phones write.
+_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
+_EXIF_ORIENTATION = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def load_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Array:
+    """Read an image file as HxWx3 uint8 RGB, upright as its EXIF orientation says.
+
+    JPEG, PNG, BMP, GIF, TIFF, WebP or PNM; of an animation the first frame. Grey and palette images get three channels,
+    transparency is laid on white, 16-bit grey keeps its high byte. Raises ImageError if the file is missing, not an
+    image, cut short or damaged, or has more than `max_pixels` (its header decides, before anything is decoded).
+    """
+    path = Path(path)
+    picture = _decode(path, ImageError, _FORMATS, max_pixels)
+    try:
+        return np.array(_to_rgb(picture, path))
+    except ImageError:
+        raise
+    except Exception as error:  # colour conversion of a dozen formats
+        raise ImageError(f"{path}: cannot convert mode {picture.mode} to RGB: {error}") from error
+
+
+def as_image(source: str | Path | NDArray[Any]) -> Array:
+    """An image from a path (see :func:`load_image`) or an HxWx3 uint8 RGB array; ImageError on anything else."""
+    if isinstance(source, str | os.PathLike):
+        return load_image(source)
+    if not isinstance(source, np.ndarray):
+        raise ImageError(f"image: wanted a path or an HxWx3 uint8 array, got {type(source).__name__}")
+    if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3:
+        raise ImageError(f"image: wanted an HxWx3 uint8 RGB array, got {source.dtype} of shape {list(source.shape)}")
+    _check_size(source.shape[1], source.shape[0], "image", ImageError, MAX_PIXELS)
+    return source
+
+
+def load_mask(path: str | Path, classes: int) -> Array:
+    """Read a mask as HxW uint8 labels: an 8-bit palette or grey PNG with values 0..`classes` and 255.
+
+    Raises DataError if the file is missing, damaged, not such a PNG, or holds another label.
+    """
+    path = Path(path)
+    picture = _decode(path, DataError, ("PNG",), MAX_PIXELS)
+    if picture.mode not in ("P", "L"):
+        raise DataError(f"{path}: wanted an 8-bit palette or grey PNG, got mode {picture.mode}")
+    mask = np.array(picture)
+    present = np.bincount(mask.ravel(), minlength=256) > 0
+    if unknown := [label for label in range(classes + 1, VOID) if present[label]]:
+        raise DataError(f"{path}: wanted labels 0 to {classes} and {VOID}, got {unknown[:8]}")
+    return mask
+
+
+def _decode(path: Path, error_type: type[Exception], formats: tuple[str, ...], max_pixels: int) -> Image.Image:
+    if not path.is_file():
+        raise error_type(f"{path}: {'not a file' if path.exists() else 'no such file'}")
+    try:
+        picture = Image.open(path, formats=formats)
+        with picture:
+            _check_size(*picture.size, str(path), error_type, max_pixels)
+            picture.load()
+            return picture.copy() if getattr(picture, "is_animated", False) else picture
+    except (ImageError, DataError):
+        raise
+    except Exception as error:  # a decoder of a hostile file may raise nearly anything
+        raise error_type(f"{path}: cannot be read as an image: {str(error) or type(error).__name__}") from error
+
+
+def _check_size(width: int, height: int, what: str, error_type: type[Exception], max_pixels: int) -> None:
+    if width < 1 or height < 1:
+        raise error_type(f"{what}: wanted at least one pixel, got {width}x{height}")
+    if width * height > max_pixels or max(width, height) > MAX_SIDE:
+        raise error_type(
+            f"{what}: wanted at most {max_pixels} pixels and {MAX_SIDE} a side, got {width}x{height} = {width * height}"
+        )
+
+
+def _to_rgb(picture: Image.Image, path: Path) -> Image.Image:
+    try:
+        orientation = picture.getexif().get(_EXIF_ORIENTATION, 1)
+    except Exception:  # a broken EXIF block spoils the orientation, not the picture
+        orientation = 1
+    if orientation in _UPRIGHT:
+        picture = picture.transpose(_UPRIGHT[orientation])
+    if picture.mode == "F":
+        raise ImageError(f"{path}: wanted 8- or 16-bit samples, got floating point")
+    if picture.mode.startswith("I"):
+        samples = np.array(picture).astype(np.int64)
+        if samples.min() < 0 or samples.max() > 65535:
+            raise ImageError(f"{path}: wanted 8- or 16-bit samples, got values {samples.min()} to {samples.max()}")
+        picture = Image.fromarray((samples >> 8).astype(np.uint8))
+    if picture.mode in ("LA", "PA", "La", "RGBA", "RGBa") or "transparency" in picture.info:
+        picture = picture.convert("RGBA")
+        paper = Image.new("RGBA", picture.size, "white")
+        picture = Image.alpha_composite(paper, picture)
+    return picture.convert("RGB")
+
+
+@functools.lru_cache(maxsize=128)
+def resize_taps(size_in: int, size_out: int, kernel: Kernel) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """MATLAB's imresize along one axis as a table: which inputs make an output, and with what weights.
+
+    Returns index and weight, both ``[size_out,taps]``: ``y[i] = sum_t weight[i,t] * x[index[i,t]]``. Pixel centres lie
+    at half-integers; the kernel (triangle, or cubic with a = -0.5) is stretched by the scale when the axis shrinks;
+    weights sum to 1; beyond the edges the signal is mirrored. Shared by all callers: do not write into it.
+    """
+    if kernel not in ("bilinear", "bicubic"):
+        raise InputError(f"kernel: wanted 'bilinear' or 'bicubic', got {kernel!r}")
+    if size_in < 1 or size_out < 1:
+        raise InputError(f"resize: wanted at least one pixel, got {size_in} to {size_out}")
+    scale = size_out / size_in
+    shrink = min(scale, 1.0)
+    width = (2.0 if kernel == "bilinear" else 4.0) / shrink
+    centre = (np.arange(size_out) + 0.5) / scale - 0.5
+    first = np.floor(centre - width / 2).astype(np.int64)
+    position = first[:, None] + np.arange(math.ceil(width) + 2)
+    distance = shrink * (centre[:, None] - position)
+    weight = _triangle(distance) if kernel == "bilinear" else _cubic(distance)
+    weight /= weight.sum(1, keepdims=True)
+    index = position % (2 * size_in)
+    index = np.where(index < size_in, index, 2 * size_in - 1 - index)
+    used = weight.any(0)
+    return np.ascontiguousarray(index[:, used]), np.ascontiguousarray(weight[:, used])
+
+
+def _triangle(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.maximum(1.0 - np.abs(x), 0.0)
+
+
+def _cubic(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    x = np.abs(x)
+    near = (1.5 * x - 2.5) * x * x + 1.0
+    far = ((-0.5 * x + 2.5) * x - 4.0) * x + 2.0
+    return np.where(x <= 1, near, np.where(x <= 2, far, 0.0))
+
+
+def resize_matlab(x: Tensor, size: tuple[int, int], kernel: Kernel, crop: tuple[int, int] | None = None) -> Tensor:
+    """MATLAB's ``imresize(x, size, kernel)`` with its antialiasing, unrounded (SPEC sections 1 and 7).
+
+    x ``[...,H,W]`` float32 or float64, computed in its own dtype; returns ``[...,h,w]``, of which only the upper left
+    `crop` is computed where given. The axis that shrinks most goes first. Raises InputError on other dtypes, empty
+    sizes, or a crop larger than `size`.
+
+    ``interpolate(.., antialias=True)`` is the same filter in the interior (to 1e-13). At the borders it cuts the kernel
+    off and renormalises where MATLAB mirrors: 0.07 of the range apart on noise at most, 5 of 255 grey levels in the
+    outermost pixels of a photograph going from 500 to 320.
+    """
+    if x.dim() < 2 or x.dtype not in (torch.float32, torch.float64):
+        raise InputError(f"resize_matlab: x must be [...,H,W] float32 or float64, got {x.dtype} {list(x.shape)}")
+    crop = size if crop is None else crop
+    if not (1 <= crop[0] <= size[0] and 1 <= crop[1] <= size[1]):
+        raise InputError(f"resize_matlab: crop must lie within {tuple(size)}, got {tuple(crop)}")
+    scales = [size[axis] / max(x.shape[axis - 2], 1) for axis in (0, 1)]
+    for axis in (0, 1) if scales[0] <= scales[1] else (1, 0):
+        size_in = x.shape[axis - 2]
+        if size_in == size[axis]:
+            x = x.narrow(axis - 2, 0, crop[axis])
+        else:
+            index, weight = resize_taps(size_in, size[axis], kernel)
+            x = _weighted_rows(x.movedim(axis - 2, 0), index[: crop[axis]], weight[: crop[axis]]).movedim(0, axis - 2)
+    return x.contiguous()
+
+
+def _weighted_rows(x: Tensor, index: NDArray[np.int64], weight: NDArray[np.float64]) -> Tensor:
+    """``y[i] = sum_t weight[i,t] * x[index[i,t]]`` over the first axis of x; embedding_bag is exactly this sum."""
+    rows = F.embedding_bag(
+        torch.tensor(index, device=x.device),
+        x.reshape(len(x), -1),
+        per_sample_weights=torch.tensor(weight, dtype=x.dtype, device=x.device),
+        mode="sum",
+    )
+    return rows.view(len(index), *x.shape[1:])
+
+
+def network_input(image: Array, side: int) -> Tensor:
+    """The network's input ``[3,side,side]`` float32 from an HxWx3 uint8 RGB image (SPEC section 1).
+
+    Zero padding at the bottom and right to a square, MATLAB's bilinear resize in float64, B, G, R, minus MEAN_BGR.
+    """
+    image = as_image(image)
+    height, width = image.shape[:2]
+    index, weight = resize_taps(max(height, width), side, "bilinear")
+    # Padding is zeros, so a tap that falls into it adds nothing: the square itself is never made.
+    row_index, row_weight = np.minimum(index, height - 1), np.where(index < height, weight, 0.0)
+    column_index, column_weight = np.minimum(index, width - 1), np.where(index < width, weight, 0.0)
+    rows = torch.zeros(side, width, 3, dtype=torch.float64)
+    step = 32  # so that only a band of a large image is ever held in float64
+    for start in range(0, side, step):
+        band = slice(start, start + step)
+        low, high = int(row_index[band].min()), int(row_index[band].max()) + 1
+        source = torch.from_numpy(image[low:high].astype(np.float64))
+        rows[band] = _weighted_rows(source, row_index[band] - low, row_weight[band])
+    x = _weighted_rows(rows.movedim(1, 0), column_index, column_weight)  # [side (x), side (y), 3]
+    x = x.permute(2, 1, 0).flip(0) - torch.tensor(MEAN_BGR, dtype=torch.float64)[:, None, None]
+    return x.to(torch.float32).contiguous()
+
+
+@functools.lru_cache(maxsize=1)
+def voc_palette() -> Array:
+    """The ``[256,3]`` RGB colours of PASCAL VOC masks: bits of the label dealt to R, G, B from the top bit down."""
+    label = np.arange(256)
+    colours = np.zeros((256, 3), np.uint8)
+    for bit in range(8):
+        for channel in range(3):
+            colours[:, channel] |= ((label >> (3 * bit + channel) & 1) << (7 - bit)).astype(np.uint8)
+    colours.setflags(write=False)
+    return colours
+
+
+def save_mask(mask: Array, path: str | Path) -> None:
+    """Write an HxW uint8 mask as a PNG with the VOC palette; whole or not at all. Raises InputError on other arrays."""
+    if not isinstance(mask, np.ndarray) or mask.dtype != np.uint8 or mask.ndim != 2 or not mask.size:
+        got = f"{mask.dtype} {list(mask.shape)}" if isinstance(mask, np.ndarray) else type(mask).__name__
+        raise InputError(f"mask: wanted HxW uint8, got {got}")
+    picture = Image.fromarray(mask).convert("L")
+    picture.putpalette(voc_palette().tobytes())
+    data = io.BytesIO()
+    picture.save(data, "PNG")
+    write_atomic(path, data.getvalue())
+
+
+def save_image(image: Array, path: str | Path) -> None:
+    """Write an HxWx3 uint8 RGB image as JPEG or PNG, by the suffix; whole or not at all."""
+    path = Path(path)
+    data = io.BytesIO()
+    picture = Image.fromarray(as_image(image))
+    if path.suffix.lower() in (".jpg", ".jpeg"):
+        picture.save(data, "JPEG", quality=93, subsampling=0)
+    elif path.suffix.lower() == ".png":
+        picture.save(data, "PNG")
+    else:
+        raise InputError(f"{path}: wanted a name ending in .jpg, .jpeg or .png")
+    write_atomic(path, data.getvalue())
+
+
+def write_atomic(path: str | Path, data: bytes) -> None:
+    """Write `data` to `path` so that no reader ever sees half of it: beside it first, then renamed over it."""
+    path = Path(path)
+    temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
+    try:
+        temporary.write_bytes(data)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def overlay(image: Array, mask: Array, legend: Sequence[tuple[int, str]] = (), opacity: float = 0.5) -> Array:
+    """The image with its mask in translucent VOC colours and bright outlines; returns HxWx3 uint8.
+
+    image HxWx3 uint8, mask HxW uint8 (void too is painted), legend: (mask label, text) lines for the emptiest corner,
+    left out where they do not fit. Raises InputError if the sizes differ.
+    """
+    image = as_image(image)
+    if mask.dtype != np.uint8 or mask.shape != image.shape[:2]:
+        raise InputError(f"mask: wanted uint8 {list(image.shape[:2])}, got {mask.dtype} {list(mask.shape)}")
+    colours = voc_palette()[mask]
+    painted = image.astype(np.float32) * (1 - opacity) + colours.astype(np.float32) * opacity
+    result = np.where(mask[..., None] > 0, (painted + 0.5).astype(np.uint8), image)
+    result[_outline(mask)] = 255
+    return _draw_legend(result, mask, legend) if legend else result
+
+
+def _outline(mask: Array) -> NDArray[np.bool_]:
+    """Pixels of a labelled region that touch another label, about two pixels wide on a 500-pixel image."""
+    edge = np.zeros(mask.shape, bool)
+    for reach in range(1, 2 + max(mask.shape) // 600):
+        across, down = mask[:, reach:] != mask[:, :-reach], mask[reach:] != mask[:-reach]
+        edge[:, reach:] |= across
+        edge[:, :-reach] |= across
+        edge[reach:] |= down
+        edge[:-reach] |= down
+    return edge & (mask > 0)
+
+
+def _draw_legend(image: Array, mask: Array, legend: Sequence[tuple[int, str]]) -> Array:
+    """A box of colour patches and texts in the corner where it hides the fewest labelled pixels."""
+    height, width = mask.shape
+    size = min(max(9, round(0.032 * max(height, width))), 64)
+    font = ImageFont.load_default(size)
+    if not isinstance(font, ImageFont.FreeTypeFont):  # a Pillow without FreeType knows Latin-1 only
+        legend = [(label, text.encode("latin-1", "replace").decode("latin-1")) for label, text in legend]
+    line, pad = round(1.35 * size), max(2, size // 3)
+    box_width = math.ceil(max(font.getbbox(text)[2] for _, text in legend)) + size + 3 * pad
+    box_height = line * len(legend) + 2 * pad
+    if box_width > width or box_height > height:
+        return image
+    corners = [(x, y) for y in (0, height - box_height) for x in (0, width - box_width)]
+    x, y = min(corners, key=lambda at: np.count_nonzero(mask[at[1] : at[1] + box_height, at[0] : at[0] + box_width]))
+    image[y : y + box_height, x : x + box_width] //= 4
+    picture = Image.fromarray(image)
+    draw = ImageDraw.Draw(picture)
+    for row, (label, text) in enumerate(legend):
+        top = y + pad + row * line + (line - size) // 2
+        colour = tuple(int(value) for value in voc_palette()[label])
+        draw.rectangle((x + pad, top, x + pad + size - 1, top + size - 1), fill=colour, outline="white")
+        draw.text((x + 2 * pad + size, top + size // 2), text, fill="white", font=font, anchor="lm")
+    return np.array(picture)

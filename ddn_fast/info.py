@@ -1,0 +1,147 @@
+"""What is installed, what was built and what this machine can run; behind ``ddn-fast info``.
+
+Works without the compiled extension and without a GPU: what is missing is named, with what would bring it.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+from importlib import import_module, metadata
+from typing import Any
+
+import torch
+
+from . import reference
+
+_DISTRIBUTIONS = {
+    "torch": ("torch",),
+    "numpy": ("numpy",),
+    "opencv": ("opencv-python-headless", "opencv-python", "opencv-contrib-python", "opencv-contrib-python-headless"),
+    "Pillow": ("pillow",),
+    "safetensors": ("safetensors",),
+    "tqdm": ("tqdm",),
+}
+
+
+def collect() -> dict[str, Any]:
+    """Everything ``ddn-fast info --json`` prints, as plain JSON values.
+
+    Keys: ``ddn_fast``, ``python``, ``platform``, ``versions`` (None where not installed), ``build`` (None without the
+    extension), ``cpu`` (``threads``, ``features``), ``cuda`` (torch's CUDA version or None), ``gpus`` (each with
+    ``capability`` and whether the kernels built are ``covered``), ``ops`` (op to ``{"cpu": bool, "cuda": bool}``) and
+    ``missing``: a sentence for each kernel that cannot run here, saying how to get it.
+    """
+    native, missing = _extension()
+    build = native.build_info() if native else None
+    gpus = [_gpu(index, build) for index in range(torch.cuda.device_count())]
+    if build and not build["cuda_archs"]:
+        missing.append("no CUDA kernels were built: rebuild where nvcc is found (DDN_CUDA=ON makes that a condition)")
+    missing += [
+        f"no CUDA kernel for {gpu['name']}: rebuild with {gpu['capability']} in TORCH_CUDA_ARCH_LIST"
+        for gpu in gpus
+        if build and build["cuda_archs"] and not gpu["covered"]
+    ]
+    if not torch.backends.cuda.is_built():
+        missing.append("this torch has no CUDA: install a CUDA build of torch to use a GPU")
+    elif not gpus:
+        missing.append("no GPU is visible to torch")
+    return {
+        "ddn_fast": _version("ddn-fast"),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "versions": {name: _version(*candidates) for name, candidates in _DISTRIBUTIONS.items()},
+        "build": build,
+        "cpu": {
+            "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "features": native.cpu_features() if native else None,
+        },
+        "cuda": torch.version.cuda,
+        "gpus": gpus,
+        "ops": {name: _kernels(name, build) for name in reference.OPS},
+        "missing": missing,
+    }
+
+
+def text() -> str:
+    """The same for people, one line per fact."""
+    info = collect()
+    build, cpu = info["build"], info["cpu"]
+    lines = [
+        ("ddn_fast", f"{info['ddn_fast'] or 'not installed'}, Python {info['python']}, {info['platform']}"),
+        ("libraries", ", ".join(f"{name} {version or 'missing'}" for name, version in info["versions"].items())),
+    ]
+    if build:
+        kernels = f"CUDA {build['cuda']} for {' '.join(build['cuda_archs'])}" if build["cuda_archs"] else "no CUDA"
+        lines.append(("extension", f"{build['version']}, {build['compiler']}, torch {build['torch']}, {kernels}"))
+        features = [name for name, present in cpu["features"].items() if present]
+        lines.append(("CPU", f"{cpu['cores']} cores, {cpu['threads']} threads, {' '.join(features) or 'plain'}"))
+    else:
+        lines.append(("CPU", f"{cpu['cores']} cores, {cpu['threads']} threads"))
+    for gpu in info["gpus"]:
+        covered = "covered" if gpu["covered"] else "not covered"
+        memory = f"{gpu['memory_bytes'] / 2**30:.0f} GiB"
+        lines.append(("GPU", f"{gpu['name']}, compute capability {gpu['capability']} ({covered}), {memory}"))
+    for name, kernels in info["ops"].items():
+        lines.append((name, " ".join(device for device, built in kernels.items() if built) or "no kernel"))
+    lines += [("missing", sentence) for sentence in info["missing"]]
+    return "\n".join(f"{label:<14}{value}" for label, value in lines)
+
+
+def covers(archs: list[str], capability: tuple[int, int]) -> bool:
+    """Whether code built for `archs` (CMake's names: "90a-real", "80-virtual") runs on a GPU of this capability.
+
+    Machine code serves its own major version from its own minor on, PTX everything newer, an "a" exactly one.
+    """
+    for arch in archs:
+        match = re.fullmatch(r"(\d+)(\d)([af]?)-(real|virtual)", arch)
+        if match is None:
+            raise ValueError(f"covers: an architecture must read like 90a-real or 80-virtual, got {arch!r}")
+        built = int(match[1]), int(match[2])
+        if match[3] == "a":
+            fits = built == capability
+        elif match[4] == "virtual" and not match[3]:
+            fits = built <= capability
+        else:
+            fits = built[0] == capability[0] and built <= capability
+        if fits:
+            return True
+    return False
+
+
+def _extension() -> tuple[Any, list[str]]:
+    try:
+        return import_module("ddn_fast._C"), []
+    except ImportError as error:
+        build = "build it with `pip install --no-build-isolation -e .`"
+        return None, [f"the compiled extension cannot be imported ({error}): {build}"]
+
+
+def _kernels(name: str, build: dict[str, Any] | None) -> dict[str, bool]:
+    def registered(key: str) -> bool:
+        return build is not None and torch._C._dispatch_has_kernel_for_dispatch_key(f"ddn_fast::{name}", key)
+
+    # the CUDA key is registered in every build, to say what is missing
+    return {"cpu": registered("CPU"), "cuda": registered("CUDA") and bool(build and build["cuda_archs"])}
+
+
+def _gpu(index: int, build: dict[str, Any] | None) -> dict[str, Any]:
+    properties = torch.cuda.get_device_properties(index)
+    capability = properties.major, properties.minor
+    return {
+        "name": properties.name,
+        "capability": f"{properties.major}.{properties.minor}",
+        "memory_bytes": properties.total_memory,
+        "covered": build is not None and covers(build["cuda_archs"], capability),
+    }
+
+
+def _version(*candidates: str) -> str | None:
+    for name in candidates:
+        try:
+            return metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return None

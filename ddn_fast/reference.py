@@ -1,0 +1,96 @@
+"""Each fused op as its plain formula: same names, same arguments and results as in :mod:`ddn_fast.ops`.
+
+These are the definitions. They run anywhere, in any floating dtype, are differentiable by plain autograd, and are what
+the fused ops are tested against. Maps are ``[B,C,H,W]`` in any memory format; a switch map is ``[B,h,w,ceil(C/4)]``
+uint8, channel ``c`` in bits ``2*(c%4)`` of byte ``c//4``, value ``2*dy + dx`` of the winner in its 2x2 window.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .images import resize_matlab
+
+OPS = ("max_pool2x2", "max_unpool2x2", "gather2x2")  # those with a fused twin in ddn_fast.ops
+
+
+def pack_switches(position: Tensor) -> Tensor:
+    """Positions 0..3 ``[B,C,h,w]`` (any integer dtype) to switches ``[B,h,w,ceil(C/4)]`` uint8 (SPEC identity 7)."""
+    by_channel = F.pad(position.permute(0, 2, 3, 1).to(torch.uint8), (0, -position.shape[1] % 4))
+    four = by_channel.unflatten(3, (-1, 4))
+    return four[..., 0] | four[..., 1] << 2 | four[..., 2] << 4 | four[..., 3] << 6
+
+
+def unpack_switches(switches: Tensor, channels: int) -> Tensor:
+    """The reverse: switches ``[B,h,w,ceil(C/4)]`` to positions ``[B,C,h,w]`` uint8."""
+    four = torch.stack([switches >> shift & 3 for shift in (0, 2, 4, 6)], dim=-1)
+    return four.flatten(3)[..., :channels].permute(0, 3, 1, 2)
+
+
+def max_pool2x2(x: Tensor) -> tuple[Tensor, Tensor]:
+    """2x2 max pooling, stride 2, that remembers which of the four won (SPEC section 2).
+
+    x ``[B,C,H,W]``; returns y ``[B,C,ceil(H/2),ceil(W/2)]`` and its switches. On a tie the first in row-major order
+    wins; a window that sticks out over an odd edge holds only what exists.
+    """
+    y, index = F.max_pool2d(x, 2, 2, ceil_mode=True, return_indices=True)
+    width = x.shape[3]
+    return y, pack_switches(2 * (index // width % 2) + index % width % 2)
+
+
+def max_unpool2x2(x: Tensor, switches: Tensor, height: int, width: int, image_of_pass: Tensor | None = None) -> Tensor:
+    """Put each value at the place its switch names, 0 at the other three (SPEC section 6).
+
+    x ``[P,C,h,w]``, switches ``[B,h,w,ceil(C/4)]``, image_of_pass ``[P]`` (which image's switches a pass uses; without
+    it B = P); returns ``[P,C,height,width]`` with ``h = ceil(height/2)``, ``w = ceil(width/2)``.
+    """
+    position = unpack_switches(switches, x.shape[1])
+    if image_of_pass is not None:
+        position = position[image_of_pass]
+    four = torch.stack([torch.where(position == k, x, 0) for k in range(4)], dim=2)
+    return F.pixel_shuffle(four.flatten(1, 2), 2)[:, :, :height, :width]
+
+
+def gather2x2(x: Tensor, switches: Tensor, image_of_pass: Tensor | None = None) -> Tensor:
+    """Pick from each 2x2 window the value its switch names: the transpose of :func:`max_unpool2x2`, and its gradient.
+
+    x ``[P,C,H,W]``, switches ``[B,h,w,ceil(C/4)]``, image_of_pass ``[P]`` as there; returns ``[P,C,h,w]``. A switch
+    that names a place outside an odd edge picks 0.
+    """
+    position = unpack_switches(switches, x.shape[1])
+    if image_of_pass is not None:
+        position = position[image_of_pass]
+    even = F.pad(x, (0, x.shape[3] % 2, 0, x.shape[2] % 2))
+    windows = even.unflatten(2, (-1, 2)).unflatten(4, (-1, 2)).permute(0, 1, 2, 4, 3, 5).flatten(4)  # [P,C,h,w,4]
+    return windows.gather(4, position[..., None].long())[..., 0]
+
+
+def pixel_scores(difference: Tensor, classes: int) -> Tensor:
+    """Scores of background and K classes at every pixel of the network's output, summing to 1 (SPEC section 7.3).
+
+    difference ``[P,S,S]``: foreground minus background seg-score of the image's passes, the pass of all K = `classes`
+    labels first; with K = 1 the one pass is both (identity 4). Returns ``[K+1,S,S]``, background first.
+    """
+    # sigmoid(-d), not 1 - sigmoid(d): the rule below tests for exact zeros
+    scores = torch.cat([torch.sigmoid(-difference[:1]), torch.sigmoid(difference[-classes:])])
+    total = scores.sum(0)
+    nothing = total <= 0
+    return (scores + nothing) / (total + nothing * (classes + 1))
+
+
+def merge_scores(difference: Tensor, classes: int, square: int, crop: tuple[int, int]) -> Tensor:
+    """Label map of one image from its passes (SPEC section 7.3): ``[h,w]`` uint8, 0 background, k the k-th class.
+
+    difference ``[P,S,S]`` and `classes` as in :func:`pixel_scores`. The scores are resized to the padded square
+    (`square` pixels a side, MATLAB's bicubic), cropped to the image (`crop` = h, w); the first maximum wins.
+    """
+    planes = pixel_scores(difference, classes)
+    best = resize_matlab(planes[0], (square, square), "bicubic", crop)
+    label = torch.zeros(crop, dtype=torch.uint8, device=difference.device)
+    for k in range(1, classes + 1):  # one plane at a time: a large image has room for few
+        plane = resize_matlab(planes[k], (square, square), "bicubic", crop)
+        label.masked_fill_(plane > best, k)
+        best = torch.maximum(best, plane)
+    return label

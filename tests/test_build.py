@@ -1,0 +1,207 @@
+"""The build: what it accepts, what it refuses and how, and what nvcc makes of the kernels."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+CSRC = ROOT / "csrc"
+KERNELS = sorted(path.stem for path in (CSRC / "cuda").glob("*.cu") if path.with_suffix(".cuh").is_file())
+DEFAULT_ARCHS = "80-real;86-real;89-real;90a-real;100-real;80-virtual"
+
+
+@pytest.fixture(scope="session")
+def cmake() -> str:
+    found = shutil.which("cmake")
+    if found is None:
+        pytest.skip("no cmake on PATH")
+    return found
+
+
+@pytest.fixture(scope="session")
+def nvcc() -> str:
+    found = shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
+    if found is None:
+        pytest.skip("no nvcc to compile the CUDA kernels with")
+    return found
+
+
+def run(*command: str | Path, **environment: str) -> tuple[int, str]:
+    """Exit status, and all output as one line: CMake wraps its messages."""
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment})
+    return done.returncode, " ".join((done.stdout + done.stderr).split())
+
+
+# options
+
+
+def configure(cmake: str, folder: Path, *options: str, **environment: str) -> tuple[int, str]:
+    generator = ["-G", "Ninja"] if shutil.which("ninja") else []
+    return run(cmake, "-S", ROOT, "-B", folder, *generator, "-DDDN_TESTS=OFF", *options, **environment)
+
+
+@pytest.fixture
+def without_nvcc(tmp_path: Path) -> dict[str, str]:
+    """An environment, and an option, in which every tool is found but nvcc."""
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for folder in os.environ["PATH"].split(os.pathsep):
+        for tool in ("g++", "c++", "gcc", "cc", "ld", "ar", "ranlib", "make", "ninja", "as", "nm", "strip", "uname"):
+            source = Path(folder) / tool
+            if source.is_file() and not (tools / tool).exists():
+                (tools / tool).symlink_to(source)
+    return {"PATH": str(tools), "CUDACXX": "", "CUDA_HOME": "", "CUDA_PATH": ""}
+
+
+def test_cuda_on_without_nvcc_fails_and_says_what_to_do(
+    cmake: str, tmp_path: Path, without_nvcc: dict[str, str]
+) -> None:
+    options = ("-DDDN_CUDA=ON", f"-DDDN_CUDA_HOME={tmp_path / 'none'}")
+    status, output = configure(cmake, tmp_path / "build", *options, **without_nvcc)
+    assert status != 0
+    assert "DDN_CUDA=ON, but nvcc is not on PATH" in output
+    assert "CUDACXX=/path/to/nvcc, or build without: DDN_CUDA=OFF" in output
+
+
+def test_cuda_auto_without_nvcc_builds_without_cuda(cmake: str, tmp_path: Path, without_nvcc: dict[str, str]) -> None:
+    options = ("-DDDN_CUDA=AUTO", f"-DDDN_CUDA_HOME={tmp_path / 'none'}")
+    status, output = configure(cmake, tmp_path / "build", *options, **without_nvcc)
+    assert status == 0, output
+    assert "CUDA kernels: none (DDN_CUDA=AUTO)" in output
+
+
+def test_cuda_off_ignores_nvcc(cmake: str, tmp_path: Path) -> None:
+    status, output = configure(cmake, tmp_path, "-DDDN_CUDA=OFF")
+    assert status == 0, output
+    assert "CUDA kernels: none (DDN_CUDA=OFF)" in output
+
+
+@pytest.mark.parametrize("mode", ["AUTO", "ON"])
+def test_cudacxx_that_is_not_there_is_an_error(cmake: str, tmp_path: Path, mode: str) -> None:
+    status, output = configure(cmake, tmp_path, f"-DDDN_CUDA={mode}", CUDACXX="/nowhere/nvcc")
+    assert status != 0
+    assert "CUDACXX must name an nvcc, got '/nowhere/nvcc'" in output
+
+
+def test_unknown_cuda_mode_is_an_error(cmake: str, tmp_path: Path) -> None:
+    status, output = configure(cmake, tmp_path, "-DDDN_CUDA=maybe")
+    assert status != 0
+    assert "DDN_CUDA must be AUTO, ON or OFF, got 'maybe'" in output
+
+
+def archs(cmake: str, wanted: str, nvcc_version: str = "13.0") -> tuple[int, str]:
+    script = ROOT / "cmake/cuda_archs.cmake"
+    return run(cmake, f"-DLIST={wanted}", f"-DNVCC_VERSION={nvcc_version}", "-P", script)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "translated"),
+    [
+        ("", DEFAULT_ARCHS),
+        ("8.0", "80-real"),
+        ("8.0;9.0a+PTX", "80-real;90a-real;90a-virtual"),
+        ("8.6 9.0+PTX", "86-real;90-real;90-virtual"),
+        ("8.0, 12.0 8.0", "80-real;120-real"),
+    ],
+)
+def test_torch_cuda_arch_list_is_translated(cmake: str, wanted: str, translated: str) -> None:
+    assert archs(cmake, wanted) == (0, translated)
+
+
+def test_default_archs_are_those_that_nvcc_knows(cmake: str) -> None:
+    assert archs(cmake, "", "12.4") == (0, DEFAULT_ARCHS.replace("100-real;", ""))
+
+
+def test_too_old_archs_are_left_out_with_a_warning(cmake: str) -> None:
+    status, output = archs(cmake, "7.0 7.5 8.0+PTX")
+    assert status == 0
+    assert "7.5 is left out, the kernels need 8.0 or newer" in output
+    assert output.endswith("80-real;80-virtual")
+
+
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [
+        ("Hopper", "an entry must read like 8.0, 9.0a or 9.0+PTX, got 'Hopper'"),
+        ("8.0;sm_90", "an entry must read like 8.0, 9.0a or 9.0+PTX, got 'sm_90'"),
+        ("7.5", "TORCH_CUDA_ARCH_LIST must hold 8.0 or newer, got '7.5'"),
+        (" ", "TORCH_CUDA_ARCH_LIST must hold 8.0 or newer"),
+    ],
+)
+def test_unusable_arch_list_is_an_error(cmake: str, wanted: str, message: str) -> None:
+    status, output = archs(cmake, wanted)
+    assert status != 0
+    assert message in output
+
+
+# sources
+
+
+def test_only_the_seam_knows_torch() -> None:
+    inside = {path.relative_to(CSRC).as_posix(): path.read_text() for path in CSRC.rglob("*.*")}
+    knows = {name for name, source in inside.items() if re.search(r'#include [<"](torch/(csrc|head)|ATen|c10)', source)}
+    assert knows == {"torch/ops.cpp", "torch/checks.h"}
+
+
+def test_instruction_sets_are_never_those_of_the_building_machine() -> None:
+    build_files = [ROOT / "CMakeLists.txt", ROOT / "setup.py", *(ROOT / "cmake").glob("*.cmake")]
+    assert not [path for path in build_files if "march=native" in path.read_text()]
+
+
+# what nvcc makes of the kernels
+
+
+def nvcc_archs(cmake: str, nvcc: str) -> list[str]:
+    version = re.search(r"release (\d+\.\d+)", run(nvcc, "--version")[1])
+    assert version is not None
+    return archs(cmake, "", version[1])[1].split(";")
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_kernels_compile_for_every_arch_without_spills(cmake: str, nvcc: str, kernel: str, tmp_path: Path) -> None:
+    wanted = [arch.removesuffix("-real") for arch in nvcc_archs(cmake, nvcc) if arch.endswith("-real")]
+    targets = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in wanted]
+    source = CSRC / f"cuda/{kernel}.cu"
+    flags = ["-std=c++17", "-O3", "-t2", f"-I{CSRC}", "-Xptxas=-v", *targets]
+    status, output = run(nvcc, *flags, "-c", source, "-o", tmp_path / "kernel.o")
+    assert status == 0, output
+    compiled = re.findall(r"Compiling entry function '\w+' for 'sm_(\w+)'", output)
+    assert set(compiled) == set(wanted)
+    assert set(re.findall(r"(\d+) bytes (?:stack frame|spill stores|spill loads)", output)) == {"0"}
+    registers = [int(count) for count in re.findall(r"Used (\d+) registers", output)]
+    assert len(registers) == len(compiled)
+    assert max(registers) <= 96
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_wide_kernels_move_16_bytes_at_a_time(nvcc: str, kernel: str, tmp_path: Path) -> None:
+    ptx = tmp_path / "kernel.ptx"
+    flags = ["-std=c++17", "-O3", f"-I{CSRC}", "-arch=compute_80", "-ptx"]
+    status, output = run(nvcc, *flags, CSRC / f"cuda/{kernel}.cu", "-o", ptx)
+    assert status == 0, output
+    entries = re.split(r"\.entry ", ptx.read_text())[1:]
+    wide = [entry for entry in entries if re.match(r"\w+Li8E", entry)]
+    assert len(wide) == len(entries) / 2
+    for entry in wide:
+        assert re.search(r"ld\.global\.nc\.(v4\.[bu]32|v2\.[bu]64)", entry)
+        assert re.search(r"st\.global\.(v4\.[bu]32|v2\.[bufd]64)", entry)
+
+
+def test_installed_kernels_load_128_bits_in_machine_code() -> None:
+    cuobjdump = shutil.which("cuobjdump") or shutil.which("cuobjdump", path="/usr/local/cuda/bin")
+    if cuobjdump is None:
+        pytest.skip("no cuobjdump to read machine code with")
+    from ddn_fast import _C
+
+    if not _C.build_info()["cuda_archs"]:
+        pytest.skip("built without CUDA kernels")
+    dump = subprocess.run([cuobjdump, "--dump-sass", _C.__file__], capture_output=True, text=True, check=True).stdout
+    for function in re.split(r"Function : ", dump)[1:]:
+        if re.match(r"\w+Li8E", function):
+            assert "LDG.E.128" in function, function.split("\n")[0]

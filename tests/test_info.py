@@ -1,0 +1,64 @@
+"""What `ddn-fast info` reports."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+
+import ddn_fast
+from ddn_fast import info, reference
+
+
+def test_info_is_plain_json_and_names_every_op() -> None:
+    found = json.loads(json.dumps(info.collect()))
+    assert set(found["ops"]) == set(reference.OPS)
+    assert all(kernels["cpu"] for kernels in found["ops"].values())
+    assert found["versions"]["torch"]
+    text = info.text()
+    assert all(name in text for name in reference.OPS)
+
+
+def test_cpu_features_never_claim_a_wider_set_without_its_base() -> None:
+    features = info.collect()["cpu"]["features"]
+    assert all(isinstance(present, bool) for present in features.values())
+    for name in ("avx512bw", "avx512vl", "avx512_bf16"):
+        assert not features[name] or features["avx512f"]
+    assert not features["amx_permission"] or features["amx_bf16"]
+
+
+def test_info_works_without_the_extension_and_says_how_to_build_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(ddn_fast, "_C", raising=False)
+    monkeypatch.setitem(sys.modules, "ddn_fast._C", None)
+    found = info.collect()
+    assert found["build"] is None
+    assert not any(built for kernels in found["ops"].values() for built in kernels.values())
+    assert any("pip install" in sentence for sentence in found["missing"])
+    assert "no kernel" in info.text()
+
+
+@pytest.mark.parametrize(
+    ("archs", "capability", "covered"),
+    [
+        (["80-real"], (8, 0), True),
+        (["80-real"], (8, 6), True),
+        (["86-real"], (8, 0), False),
+        (["80-real"], (9, 0), False),
+        (["90a-real"], (9, 0), True),
+        (["90a-real"], (10, 0), False),
+        (["90a-virtual"], (10, 0), False),
+        (["80-virtual"], (12, 0), True),
+        (["90-virtual"], (8, 0), False),
+        (["100f-real"], (10, 3), True),
+        (["100-real", "80-real"], (8, 9), True),
+        ([], (9, 0), False),
+    ],
+)
+def test_coverage_follows_the_compatibility_rules(archs: list[str], capability: tuple[int, int], covered: bool) -> None:
+    assert info.covers(archs, capability) is covered
+
+
+def test_malformed_architecture_is_an_error() -> None:
+    with pytest.raises(ValueError, match="got 'sm_90'"):
+        info.covers(["sm_90"], (9, 0))
