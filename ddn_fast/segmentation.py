@@ -1,0 +1,331 @@
+"""Images in, label maps out: inference as SPEC section 7 has it, for every network that can score images and passes.
+
+    image -> network_input -> scores -> plan_passes -> score_passes -> merge_scores -> Segmentation
+
+Images are decoded ahead by a few threads, passes run in bounded groups, results come in order: neither a million images
+nor twenty labels in one of them need more memory than a handful.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import itertools
+import os
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from . import reference
+from .config import NetConfig
+from .errors import ImageError, InputError, NumericsError
+from .images import Array, as_image, network_input, overlay, save_mask
+from .plan import Passes, identify, plan_passes
+
+Source = str | Path | NDArray[Any]
+Labels = str | Iterable[str] | Iterable[Iterable[str] | None] | None
+
+MAX_PASSES = 16  # how many passes run through the decoder together
+_DECODERS = 2  # threads that read images ahead of the network
+
+
+class Label(NamedTuple):
+    """A class that an image was segmented into."""
+
+    name: str
+    score: float  # image-level, 0..1
+
+
+@dataclass(frozen=True, eq=False)
+class Segmentation:
+    """What :meth:`Segmenter.segment` found in one image.
+
+    mask    ``[H,W]`` uint8 at the image's own size: 0 background, ``l + 1`` for ``classes[l]``
+    labels  the classes it was segmented into, ascending by index
+    scores  ``[L]`` float32, image-level scores of all classes
+    error   why there is no result (mask empty or all background, scores NaN), when asked to go on after a bad image
+    """
+
+    source: Source = field(repr=False)
+    mask: Array = field(repr=False)
+    labels: tuple[Label, ...]
+    scores: NDArray[np.float32] = field(repr=False)
+    classes: tuple[str, ...] = field(repr=False)
+    error: ImageError | NumericsError | None = None
+
+    def save_png(self, path: str | Path) -> None:
+        """Write the mask as a PNG with the VOC palette; whole or not at all."""
+        self._raise()
+        save_mask(self.mask, path)
+
+    def overlay(self, legend: bool = True) -> Array:
+        """The image, ``[H,W,3]`` uint8 RGB, with the mask in translucent colours, outlines, and names and scores.
+
+        A path is read again for it. Raises ImageError if it has changed its size or is gone.
+        """
+        self._raise()
+        image = as_image(self.source)
+        if image.shape[:2] != self.mask.shape:
+            raise ImageError(
+                f"{_name(self.source)}: wanted the size {self.mask.shape} of its mask, got {image.shape[:2]}"
+            )
+        index = {name: label for label, name in enumerate(self.classes, 1)}
+        entries = [(index[label.name], f"{label.name} {label.score:.2f}") for label in self.labels]
+        return overlay(image, self.mask, entries if legend else [])
+
+    def _raise(self) -> None:
+        if self.error is not None:
+            raise self.error
+
+
+class _Item(NamedTuple):
+    """One decoded image on its way to the network, or why it is not."""
+
+    source: Source
+    chosen: list[int] | None  # class indices the caller named
+    size: tuple[int, int]  # height, width
+    x: Tensor | None  # [3,S,S]
+    error: ImageError | NumericsError | None
+
+
+class Segmenter:
+    """Mixin for a module that can score images and passes; gives it :meth:`segment`."""
+
+    config: NetConfig
+
+    def score_images(self, x: Tensor) -> tuple[Tensor, Any]:
+        """Image-level scores ``[B,L]`` of x ``[B,3,S,S]``, and whatever :meth:`score_passes` needs of this batch."""
+        raise NotImplementedError
+
+    def score_passes(self, state: Any, labels: Tensor, image_of_pass: Tensor) -> Tensor:
+        """Foreground minus background seg-score ``[P,S,S]`` for labels ``[P,L]``, image_of_pass ``[P]``."""
+        raise NotImplementedError
+
+    def input_like(self) -> Tensor:
+        """A tensor whose device and dtype the network's input must have."""
+        assert isinstance(self, nn.Module)
+        return next(self.parameters())
+
+    def segment(
+        self,
+        images: Source | Iterable[Source],
+        labels: Labels = None,
+        *,
+        threshold: float = 0.5,
+        batch_size: int = 8,
+        on_error: Literal["raise", "keep"] = "raise",
+    ) -> list[Segmentation]:
+        """Segment images (SPEC section 7); returns one :class:`Segmentation` each, in order.
+
+        images      paths or HxWx3 uint8 RGB arrays; a single one is taken as a list of one
+        labels      None: the identified classes (score above `threshold`). Class names: these instead, for every
+                    image. One list of names (or None) per image: these for it; an empty list finds background only
+        batch_size  images that run through the encoder together
+        on_error    what a bad image does: "raise" its ImageError, or "keep" it in ``Segmentation.error`` and go on
+
+        Raises InputError on unknown class names and other wrong arguments, ImageError on bad images, NumericsError if
+        the network returns NaN.
+        """
+        return list(self.segment_iter(images, labels, threshold=threshold, batch_size=batch_size, on_error=on_error))
+
+    def segment_iter(
+        self,
+        images: Source | Iterable[Source],
+        labels: Labels = None,
+        *,
+        threshold: float = 0.5,
+        batch_size: int = 8,
+        on_error: Literal["raise", "keep"] = "raise",
+    ) -> Iterator[Segmentation]:
+        """:meth:`segment` as a stream: holds a few batches however many images there are."""
+        if isinstance(threshold, bool) or not isinstance(threshold, int | float) or not 0 <= threshold <= 1:
+            raise InputError(f"threshold: wanted a number from 0 to 1, got {threshold!r}")
+        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+            raise InputError(f"batch_size: wanted a whole number from 1, got {batch_size!r}")
+        if on_error not in ("raise", "keep"):
+            raise InputError(f"on_error: wanted 'raise' or 'keep', got {on_error!r}")
+        if _is_one_image(images):
+            images = [images]  # type: ignore[list-item]
+        elif not isinstance(images, Iterable):
+            raise InputError(f"images: wanted paths or HxWx3 uint8 arrays, got {type(images).__name__}")
+        pairs = _pair_labels(images, labels, self.config.classes)
+        return self._segment_pairs(pairs, float(threshold), batch_size, on_error == "keep")
+
+    def _segment_pairs(
+        self, pairs: Iterator[tuple[Source, list[int] | None]], threshold: float, batch_size: int, keep: bool
+    ) -> Iterator[Segmentation]:
+        items = _decode_ahead(pairs, self.config.side, ahead=2 * batch_size)
+        with contextlib.closing(items):
+            while batch := list(itertools.islice(items, batch_size)):
+                for result in self._segment_batch(batch, threshold):
+                    if result.error is not None and not keep:
+                        raise result.error
+                    yield result
+
+    def _segment_batch(self, batch: list[_Item], threshold: float) -> Iterator[Segmentation]:
+        good = [item for item in batch if item.x is not None]
+        results = iter(self._run(good, threshold) if good else [])
+        for item in batch:
+            yield next(results) if item.x is not None else self._failed(item)
+
+    def _run(self, items: list[_Item], threshold: float) -> list[Segmentation]:
+        """The network on one batch of decoded images."""
+        assert isinstance(self, nn.Module)
+        with torch.inference_mode(), _eval_mode(self):
+            x = torch.stack([item.x for item in items if item.x is not None])
+            scores, state = self.score_images(x.to(self.input_like()))
+            scores = _at_least_float32(scores).cpu()
+            identified = identify(scores, threshold)
+            chosen = [
+                found if item.chosen is None else item.chosen for item, found in zip(items, identified, strict=True)
+            ]
+            failed = ~torch.isfinite(scores).all(1)
+            passes = plan_passes(scores, [[] if bad else names for bad, names in zip(failed, chosen, strict=True)])
+            maps = self._label_maps(state, passes, items)
+            return [
+                self._result(item, classes, row, None if bad else label_map)
+                for item, classes, row, bad, label_map in zip(items, passes.classes, scores, failed, maps, strict=True)
+            ]
+
+    def _label_maps(self, state: Any, passes: Passes, items: list[_Item]) -> Iterator[Tensor | None]:
+        """For each image its map of 0..K ``[H,W]`` uint8, or None if the network gave NaN."""
+        chunks = (
+            self.score_passes(state, passes.labels[start : start + MAX_PASSES], image_of_pass)
+            for start in range(0, len(passes), MAX_PASSES)
+            for image_of_pass in [passes.image_of_pass[start : start + MAX_PASSES]]
+        )
+        planes = itertools.chain.from_iterable(chunks)
+        for item, classes, count in zip(items, passes.classes, passes.counts(), strict=True):
+            if not count:
+                yield torch.zeros(item.size, dtype=torch.uint8)
+                continue
+            difference = _at_least_float32(torch.stack(list(itertools.islice(planes, count))))
+            if difference.isnan().any():
+                yield None
+            else:
+                yield reference.merge_scores(difference, len(classes), max(item.size), item.size).cpu()
+
+    def _result(self, item: _Item, classes: tuple[int, ...], scores: Tensor, label_map: Tensor | None) -> Segmentation:
+        if label_map is None:
+            error = NumericsError(f"{_name(item.source)}: the network's scores are not finite: check weights and dtype")
+            return self._failed(item._replace(error=error))
+        names = self.config.classes
+        lookup = np.array([0, *(index + 1 for index in classes)], np.uint8)
+        labels = tuple(Label(names[index], float(scores[index])) for index in classes)
+        return Segmentation(item.source, lookup[label_map.numpy()], labels, scores.numpy().astype(np.float32), names)
+
+    def _failed(self, item: _Item) -> Segmentation:
+        scores = np.full(self.config.num_classes, np.nan, np.float32)
+        mask = np.zeros(item.size, np.uint8)
+        return Segmentation(item.source, mask, (), scores, self.config.classes, item.error)
+
+
+def class_indices(names: str | Iterable[str], classes: Sequence[str]) -> list[int]:
+    """Indices of class names, ascending, repeats once; InputError with the closest names on an unknown one."""
+    names = [names] if isinstance(names, str) else list(names)
+    for name in names:
+        if name not in classes:
+            close = difflib.get_close_matches(str(name), classes, n=3)
+            hint = f"did you mean {' or '.join(close)}?" if close else f"known are {', '.join(classes)}"
+            raise InputError(f"labels: unknown class {name!r}; {hint}")
+    return sorted({classes.index(name) for name in names})
+
+
+def _pair_labels(
+    images: Iterable[Source], labels: Labels, classes: Sequence[str]
+) -> Iterator[tuple[Source, list[int] | None]]:
+    """Each image with the class indices named for it; names given as a list are checked here and now."""
+    if labels is None:
+        return ((image, None) for image in images)
+    if not isinstance(labels, Iterable):
+        raise InputError(f"labels: wanted class names, got {type(labels).__name__}")
+    if isinstance(labels, str):
+        labels = [labels]
+    chosen: Iterable[list[int] | None]
+    if isinstance(labels, Sequence | set | frozenset):
+        if all(isinstance(entry, str) for entry in labels):
+            if not labels and not (isinstance(images, Sequence) and not images):
+                raise InputError("labels: wanted at least one class name, got an empty list")
+            everywhere = class_indices(labels, classes)
+            return ((image, everywhere) for image in images)
+        chosen = [_indices_of_image(entry, classes) for entry in labels]
+        if isinstance(images, Sequence | np.ndarray) and len(images) != len(chosen):
+            raise InputError(f"labels: wanted one list for each of {len(images)} images, got {len(chosen)}")
+    else:
+        chosen = (_indices_of_image(entry, classes) for entry in labels)
+    return _zip_labels(images, chosen)
+
+
+def _indices_of_image(entry: Any, classes: Sequence[str]) -> list[int] | None:
+    if entry is None:
+        return None
+    if isinstance(entry, str) or not isinstance(entry, Iterable):
+        raise InputError(f"labels: wanted class names only, or one list of them (or None) per image; got {entry!r}")
+    return class_indices(entry, classes)
+
+
+def _zip_labels(
+    images: Iterable[Source], chosen: Iterable[list[int] | None]
+) -> Iterator[tuple[Source, list[int] | None]]:
+    missing = object()
+    for image, names in itertools.zip_longest(images, chosen, fillvalue=missing):
+        if image is missing or names is missing:
+            raise InputError(f"labels: wanted one list per image, got more {'lists' if image is missing else 'images'}")
+        yield image, names  # type: ignore[misc]
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def _is_one_image(images: Any) -> bool:
+    return isinstance(images, str | os.PathLike) or (isinstance(images, np.ndarray) and images.ndim < 4)
+
+
+def _name(source: Any) -> str:
+    return str(source) if isinstance(source, str | os.PathLike) else "image"
+
+
+def _decode(source: Source, chosen: list[int] | None, side: int) -> _Item:
+    try:
+        image = as_image(source)
+        return _Item(source, chosen, (image.shape[0], image.shape[1]), network_input(image, side), None)
+    except ImageError as error:
+        return _Item(source, chosen, (0, 0), None, error)
+
+
+def _decode_ahead(
+    pairs: Iterator[tuple[Source, list[int] | None]], side: int, ahead: int
+) -> Generator[_Item, None, None]:
+    """Decoded images in order, with at most `ahead` of them waiting."""
+    waiting: deque[Future[_Item]] = deque()
+    pool = ThreadPoolExecutor(_DECODERS, thread_name_prefix="ddn-decode")
+    try:
+        for source, chosen in pairs:
+            waiting.append(pool.submit(_decode, source, chosen, side))
+            if len(waiting) > ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+@contextlib.contextmanager
+def _eval_mode(module: nn.Module) -> Iterator[None]:
+    """Eval mode inside, every submodule's own mode again afterwards."""
+    training = [part for part in module.modules() if part.training]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True
