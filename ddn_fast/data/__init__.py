@@ -1,0 +1,27 @@
+"""Datasets: VOC folders, image-level tags, few-mask subsets, stage-2 windows, and the samples both stages train on."""
+
+from .datasets import ClassificationItems, ImageStore, SegmentationItems
+from .few import choose_few, few_masks
+from .items import classification_item, segmentation_item
+from .tags import read_tags, tags_from_csv, tags_from_masks
+from .voc import VocFolder
+from .windows import WindowItem, build_items, class_subsets, read_list, write_list
+
+__all__ = [
+    "ClassificationItems",
+    "ImageStore",
+    "SegmentationItems",
+    "VocFolder",
+    "WindowItem",
+    "build_items",
+    "choose_few",
+    "class_subsets",
+    "classification_item",
+    "few_masks",
+    "read_list",
+    "read_tags",
+    "segmentation_item",
+    "tags_from_csv",
+    "tags_from_masks",
+    "write_list",
+]
