@@ -1,0 +1,73 @@
+"""Batch statistics: re-estimation after stage 2, and normalisation that exists during stage 1 only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from ..errors import InputError
+from ..network import BatchNorm, DecoupledNet
+
+
+@torch.no_grad()
+def reestimate(model: nn.Module, batches: Iterable[Any], forward: Callable[[Any], object]) -> int:
+    """Set every BatchNorm's mean and variance to the plain average over `batches` (SPEC section 6).
+
+    Each batch goes through `forward(batch)` with batch statistics; its mean and biased variance count equally. Returns
+    how many batches were seen; raises InputError when there was none.
+    """
+    layers = [module for module in model.modules() if isinstance(module, BatchNorm)]
+    sums = {layer: (torch.zeros_like(layer.running_mean, dtype=torch.float64),) * 2 for layer in layers}
+
+    def observe(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        assert isinstance(layer, BatchNorm)
+        var, mean = torch.var_mean(inputs[0], (0, 2, 3), correction=0)
+        sums[layer] = (sums[layer][0] + mean, sums[layer][1] + var)
+
+    training = {module: module.training for module in model.modules()}
+    handles = [layer.register_forward_pre_hook(observe) for layer in layers]
+    count = 0
+    try:
+        for layer in layers:
+            layer.train()
+        for batch in batches:
+            forward(batch)
+            count += 1
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, was in training.items():
+            module.training = was
+    if count == 0:
+        raise InputError("reestimate: wanted at least one batch, got none")
+    for layer in layers:
+        layer.running_mean.copy_(sums[layer][0] / count)
+        layer.running_var.copy_(sums[layer][1] / count)
+    return count
+
+
+def add_batch_norm(model: DecoupledNet) -> None:
+    """Put a normalisation behind every convolution of the encoder and behind fc6 and fc7.
+
+    The published network has none there: it starts from ImageNet weights. A network that starts from nothing learns
+    much faster with it; :func:`fold_batch_norm` then turns each pair into the one convolution it equals.
+    """
+    for parent, name, conv in _normalised(model):
+        conv_bn = nn.Sequential(conv, nn.BatchNorm2d(conv.out_channels)).to(conv.weight)
+        parent.add_module(name, conv_bn)
+
+
+def fold_batch_norm(model: DecoupledNet) -> None:
+    """The reverse of :func:`add_batch_norm`: the same function in eval mode, as plain convolutions."""
+    for parent, name, pair in _normalised(model):
+        conv, norm = pair.eval()
+        parent.add_module(name, fuse_conv_bn_eval(conv, norm))
+
+
+def _normalised(model: DecoupledNet) -> list[tuple[nn.Module, str, Any]]:
+    encoder = [(model.encoder, name, module) for name, module in model.encoder.named_children()]
+    return encoder + [(model.head, name, model.head.get_submodule(name)) for name in ("fc6", "fc7")]

@@ -1,0 +1,115 @@
+"""Stage 1: the encoder and the head, from image-level labels (SPEC section 8)."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import ops, weights
+from ..config import NetConfig
+from ..data.datasets import ClassificationItems
+from ..data.tags import read_tags
+from ..data.voc import VocFolder
+from ..errors import WeightsError
+from ..network import DecoupledNet
+from .bn import add_batch_norm, fold_batch_norm
+from .curves import draw_curves
+from .loop import Batch, Run, check_stage, default_workers
+from .loss import classification_loss
+from .recipe import Recipe
+from .solver import build_optimizer, trained_modules
+
+
+def train_classifier(
+    folder: VocFolder,
+    out: str | Path,
+    recipe: Recipe,
+    *,
+    init: DecoupledNet | None = None,
+    split: str = "train",
+    tags: str | Path = "auto",
+    ids: list[str] | None = None,
+    resume: bool = False,
+    device: str | torch.device = "cpu",
+    workers: int | None = None,
+    progress: bool = True,
+    cache_bytes: int = 0,
+) -> DecoupledNet:
+    """Train encoder and head, write ``out/weights`` (and log, curves, checkpoint beside it), return the network.
+
+    init      where to start (VGG-16 weights, see :func:`ddn_fast.vgg.load_vgg16`); without it a fresh network of the
+              recipe's ``[network]`` shape
+    ids       images to train on; default all of `split`
+    tags      as in :func:`ddn_fast.data.tags.read_tags`
+    """
+    check_stage(recipe, "classifier")
+    torch.manual_seed(recipe.seed)
+    model = init or DecoupledNet(NetConfig(classes=folder.classes, **recipe.to_dict()["network"]))
+    check_classes(model, folder)
+    model.ops = ops
+    if recipe.batch_norm:
+        add_batch_norm(model)
+    model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    modules = trained_modules(model, "classifier")
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    for module in modules:
+        module.requires_grad_(True).train()
+
+    chosen = list(ids) if ids is not None else list(folder.ids(split))
+    labels = read_tags(folder, split, tags, progress=progress, cache_dir=out)
+    run = Run(
+        recipe=recipe,
+        model=model,
+        optimizer=build_optimizer(modules, recipe, last_layer=model.head.cls_score),
+        items=ClassificationItems(
+            folder,
+            chosen,
+            labels,
+            samples=recipe.samples,
+            seed=recipe.seed,
+            new_side=recipe.resize,
+            side=model.config.side,
+            cache_bytes=cache_bytes,
+        ),
+        loss=lambda batch: _loss(model, recipe, batch),
+        out=Path(out),
+        identity={
+            "network": model.config.to_dict(),
+            "data": data_identity(folder, split, [f"{name} {labels[name].tolist()}" for name in chosen]),
+        },
+        workers=default_workers() if workers is None else workers,
+        progress=progress,
+        description="stage 1: classifier",
+    )
+    run.train(resume)
+    if recipe.batch_norm:
+        fold_batch_norm(model)
+    model.eval().requires_grad_(True)
+    weights.save(model, run.out / "weights", {"stage": "classifier", "recipe": recipe.to_dict()})
+    draw_curves(run.log, run.out / "curves.png")
+    return model
+
+
+def _loss(model: DecoupledNet, recipe: Recipe, batch: Batch) -> Tensor:
+    data = batch["data"].contiguous(memory_format=torch.channels_last)
+    head = model.head(model.encoder(data, model.ops).pool5, recipe.dropout)
+    return classification_loss(head.score_map, batch["labels"])
+
+
+def check_classes(model: DecoupledNet, folder: VocFolder) -> None:
+    """The network's classes must be the folder's, in the same order; WeightsError names both."""
+    if model.config.classes != tuple(folder.classes):
+        raise WeightsError(
+            f"{folder.root}: the network knows {list(model.config.classes)}, the folder {list(folder.classes)}"
+        )
+
+
+def data_identity(folder: VocFolder, split: str, items: list[str]) -> dict[str, Any]:
+    """What two runs on the same data agree on; `items` says of each what it shows. Paths may differ."""
+    digest = hashlib.sha256("\n".join(items).encode()).hexdigest()[:16]
+    return {"classes": list(folder.classes), "split": split, "items": len(items), "sha256": digest}

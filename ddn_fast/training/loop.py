@@ -1,0 +1,213 @@
+"""The training loop that both stages share: steps, progress, log, checkpoints, resuming."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import cv2
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from .. import _C
+from ..errors import CheckpointError, ConfigError, DivergedError
+from ..images import write_atomic
+from ..network import DecoupledNet
+from .checkpoint import load_checkpoint, save_checkpoint
+from .recipe import Recipe
+from .solver import set_learning_rate
+
+Batch = dict[str, Tensor]
+CHECKPOINT, LOG = "checkpoint.safetensors", "log.jsonl"
+
+
+@dataclass
+class Run:
+    """One training run in one folder.
+
+    `loss` maps a batch to a scalar, or None where the batch says nothing (all void); `validate` returns figures for
+    the log. `identity` holds, beside the recipe, what a checkpoint must agree on: the network and the data.
+    `on_start` is called once the folder is known to be this run's, to write files of its own there.
+    """
+
+    recipe: Recipe
+    model: DecoupledNet
+    optimizer: torch.optim.Optimizer
+    items: Dataset[Batch]
+    loss: Callable[[Batch], Tensor | None]
+    out: Path
+    identity: dict[str, Any]
+    validate: Callable[[], dict[str, float]] | None = None
+    on_start: Callable[[], None] | None = None
+    workers: int = 0
+    progress: bool = True
+    description: str = "training"
+    log: list[dict[str, Any]] = field(default_factory=list)
+    window: list[float] = field(default_factory=list)  # losses since the last entry of the log
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.model.parameters()).device
+
+    @property
+    def half(self) -> bool:
+        """Whether convolutions run in bfloat16: asked for, or "auto" on a device with instructions for it."""
+        if self.recipe.precision == "auto":
+            return has_bfloat16(self.device)
+        return self.recipe.precision == "bfloat16"
+
+    def train(self, resume: bool = False) -> None:
+        """Run from the start, or with `resume` from the folder's checkpoint if there is one.
+
+        A folder that holds another run's checkpoint is refused, never overwritten. Raises DivergedError on a loss that
+        is not finite, CheckpointError where the checkpoint belongs to another recipe, network or dataset.
+        """
+        start = self._start(resume)
+        if start >= self.recipe.iterations:
+            return
+        batches = batches_from(self.items, self.recipe, start, self.workers)
+        bar = tqdm(
+            total=self.recipe.iterations, initial=start, desc=self.description, unit="it", disable=not self.progress,
+            dynamic_ncols=True, mininterval=0.5,
+        )  # fmt: skip
+        clock, timed = time.perf_counter(), start
+        with bar:
+            for iteration in range(start, self.recipe.iterations):
+                self.window.append(self._step(iteration, batches))
+                done = iteration + 1
+                last = done == self.recipe.iterations
+                bar.update()
+                if done % self.recipe.log_every == 0 or last:
+                    now = time.perf_counter()
+                    self._record(bar, done, (done - timed) / (now - clock))
+                    clock, timed = now, done
+                if self.validate and _due(done, self.recipe.validate_every) and not last:
+                    self._append({"iteration": done, **self.validate()})
+                    clock, timed = time.perf_counter(), done
+                if _due(done, self.recipe.checkpoint_every) or last:
+                    self.checkpoint(done)
+
+    def checkpoint(self, iteration: int) -> None:
+        """Write the state after `iteration` solver steps; DivergedError, and nothing written, where a weight is NaN."""
+        for name, value in self.model.named_parameters():
+            if not bool(torch.isfinite(value).all()):
+                raise DivergedError(self._diverged(iteration - 1, f"{name} holds values that are not finite"))
+        state = {"iteration": iteration, "log": self.log, "window": self.window, **self._expected()}
+        save_checkpoint(self.out / CHECKPOINT, self.model, self.optimizer, state)
+
+    def _start(self, resume: bool) -> int:
+        self.out.mkdir(parents=True, exist_ok=True)
+        checkpoint, start = self.out / CHECKPOINT, 0
+        if checkpoint.exists():
+            if not resume:
+                raise CheckpointError(f"{self.out}: already holds a run; resume it or name another folder")
+            state = load_checkpoint(checkpoint, self.model, self.optimizer, self._expected())
+            self.log, self.window = list(state.get("log", [])), list(state.get("window", []))
+            start = int(state["iteration"])
+        if self.on_start:
+            self.on_start()
+        self._write_log()
+        return start
+
+    def _expected(self) -> dict[str, Any]:
+        return {"recipe": self.recipe.to_dict(), **self.identity}
+
+    def _step(self, iteration: int, batches: Iterator[Batch]) -> float:
+        """One solver step; returns the mean loss of its sub-batches."""
+        recipe = self.recipe
+        set_learning_rate(self.optimizer, recipe.lr_at(iteration))
+        self.optimizer.zero_grad(set_to_none=True)
+        losses = []
+        for _ in range(recipe.accumulate):
+            batch = next(batches)
+            batch = {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
+                loss = self.loss(batch)
+            if loss is None:
+                continue
+            if not math.isfinite(loss.item()):
+                raise DivergedError(self._diverged(iteration, f"the loss is {loss.item()}"))
+            loss.backward()
+            losses.append(loss.item())
+        self.optimizer.step()
+        return sum(losses) / len(losses) if losses else math.nan
+
+    def _diverged(self, iteration: int, what: str) -> str:
+        kept = f"the last checkpoint in {self.out} is intact; " if (self.out / CHECKPOINT).exists() else ""
+        return f"iteration {iteration}: {what}; {kept}a lower lr than {self.recipe.lr} may help"
+
+    def _record(self, bar: tqdm[Any], done: int, steps_per_second: float) -> None:
+        known = [loss for loss in self.window if math.isfinite(loss)]
+        self.window = []
+        entry = {
+            "iteration": done,
+            "loss": sum(known) / len(known) if known else None,
+            "lr": self.recipe.lr_at(done - 1),
+            "images_per_second": round(steps_per_second * self.recipe.batch * self.recipe.accumulate, 2),
+        }
+        shown = "all void" if entry["loss"] is None else f"{entry['loss']:.4f}"
+        bar.set_postfix_str(f"loss {shown}, lr {entry['lr']:.2g}, {entry['images_per_second']:.0f} images/s")
+        self._append(entry)
+
+    def _append(self, entry: dict[str, Any]) -> None:
+        self.log.append(entry)
+        with (self.out / LOG).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
+
+    def _write_log(self) -> None:
+        """The log up to the checkpoint: lines of a run that was killed later are lived again."""
+        write_atomic(self.out / LOG, "".join(json.dumps(entry) + "\n" for entry in self.log).encode())
+
+
+def batches_from(items: Dataset[Batch], recipe: Recipe, start: int, workers: int) -> Iterator[Batch]:
+    """Sub-batches from solver step `start` on; sample n of the run is item n, so nothing drops or repeats."""
+    first = start * recipe.batch * recipe.accumulate
+    loader = DataLoader(
+        items,
+        batch_size=recipe.batch,
+        sampler=range(first, recipe.samples),
+        num_workers=workers,
+        pin_memory=torch.cuda.is_available(),
+        persistent_workers=False,
+        prefetch_factor=4 if workers else None,
+        generator=torch.Generator(),  # the default one would be drawn from at each start, and dropout after it differ
+    )
+    # OpenCV's thread pool does not survive the fork that starts a worker: without one there is nothing to survive
+    threads = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    try:
+        return iter(loader)
+    finally:
+        cv2.setNumThreads(threads)
+
+
+def check_stage(recipe: Recipe, stage: str) -> None:
+    """ConfigError where a recipe is of the other stage."""
+    if recipe.stage != stage:
+        raise ConfigError(f"recipe: stage: wanted {stage!r}, got {recipe.stage!r}")
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 faster than float32."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    features = _C.cpu_features()
+    return features["avx512_bf16"] or features["amx_bf16"]
+
+
+def default_workers() -> int:
+    """Loader processes: one core is left to the network where there are few."""
+    return max(1, min(8, len(os.sched_getaffinity(0)) - 1))
+
+
+def _due(done: int, every: int) -> bool:
+    return every > 0 and done % every == 0

@@ -1,0 +1,35 @@
+"""The two losses of SPEC section 8."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+VOID = 255
+
+
+def classification_loss(score_map: Tensor, tags: Tensor) -> Tensor:
+    """Sigmoid cross entropy of the grid's mean score, summed over classes, averaged over images.
+
+    score_map ``[B,L,G,G]`` before any sigmoid; tags ``[B,L]``: 1 present, 0 absent, -1 unknown (does not count).
+    """
+    known = tags >= 0
+    scores = _at_least_float32(score_map).mean((2, 3))
+    losses = F.binary_cross_entropy_with_logits(scores, tags.clamp(min=0).to(scores), reduction="none")
+    return torch.where(known, losses, 0).sum() / len(tags)
+
+
+def segmentation_loss(scores: Tensor, target: Tensor) -> Tensor | None:
+    """Two-class softmax loss, averaged over the pixels of the sub-batch that are not void.
+
+    scores ``[P,2,S,S]``, target ``[P,S,S]`` integers 0, 1 or 255. A sub-batch with nothing but void has no loss: None
+    (the release divides by zero there).
+    """
+    if not bool((target != VOID).any()):
+        return None
+    return F.cross_entropy(_at_least_float32(scores), target.to(torch.int64), ignore_index=VOID)
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
