@@ -1,0 +1,274 @@
+"""The command line: ``ddn-fast predict | evaluate | train | convert | generate | info``.
+
+Modules are imported inside the commands that need them, so that ``--help`` answers at once. Exit status: 0 done,
+1 done but for some images, 2 an error (one line on stderr), 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .errors import DDNError, InputError
+
+if TYPE_CHECKING:
+    from .network import DecoupledNet
+
+INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status."""
+    arguments = build_parser().parse_args(argv)
+    try:
+        status: int = arguments.run(arguments)
+    except KeyboardInterrupt:
+        print("ddn-fast: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader of our output is gone, as in `ddn-fast info | head -1`
+        sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115  # nothing may fail again at exit
+        return 0
+    except (DDNError, OSError) as error:
+        if arguments.debug:
+            traceback.print_exc()
+        print(f"ddn-fast: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return status
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands; every command leaves its function in ``run``."""
+    parser = argparse.ArgumentParser(prog="ddn-fast", description="DecoupledNet: train it, run it, look at it.")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    _add_predict(commands)
+    _add_evaluate(commands)
+    _add_train(commands)
+    _add_convert(commands)
+    _add_generate(commands)
+    _add_info(commands)
+    return parser
+
+
+def _add_predict(commands: Any) -> None:
+    parser = commands.add_parser("predict", help="segment images", description="Segment images into masks.")
+    parser.add_argument("inputs", nargs="+", metavar="FILE_OR_DIR", help="images, or folders of them")
+    _add_model_options(parser)
+    parser.add_argument(
+        "--out", required=True, type=Path, metavar="DIR", help="masks/, overlays/, scores.jsonl go here"
+    )
+    parser.add_argument("--labels", type=_names, metavar="A,B", help="segment these classes, not the identified ones")
+    parser.add_argument("--no-overlay", action="store_true", help="no overlay pictures")
+    parser.add_argument("--resume", action="store_true", help="skip images that an earlier run finished")
+    parser.set_defaults(run=_predict)
+
+
+def _predict(arguments: argparse.Namespace) -> int:
+    from .cli_predict import RECORDS, predict
+
+    model = _load(arguments)
+    summary = predict(
+        model,
+        arguments.inputs,
+        arguments.out,
+        labels=arguments.labels,
+        threshold=arguments.threshold,
+        batch_size=arguments.batch_size,
+        overlays=not arguments.no_overlay,
+        resume=arguments.resume,
+        progress=not arguments.quiet,
+    )
+    print(f"{summary}; see {arguments.out / RECORDS}")
+    return 1 if summary.failed else 0
+
+
+def _add_evaluate(commands: Any) -> None:
+    parser = commands.add_parser("evaluate", help="mean IU on a VOC folder", description="Score a network on masks.")
+    parser.add_argument("--data", required=True, type=Path, metavar="VOC", help="dataset folder")
+    parser.add_argument("--split", default="val", help="which of its splits (default %(default)s)")
+    _add_model_options(parser)
+    parser.add_argument(
+        "--labels",
+        choices=("identified", "truth"),
+        default="identified",
+        help="segment what the network identifies, or what the masks show (default %(default)s)",
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures and the confusion matrix here")
+    parser.set_defaults(run=_evaluate)
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    from .data.voc import VocFolder
+    from .evaluate import evaluate
+    from .images import write_atomic
+
+    model = _load(arguments)
+    result = evaluate(
+        model,
+        VocFolder(arguments.data, classes=model.config.classes),
+        arguments.split,
+        labels=arguments.labels,
+        threshold=arguments.threshold,
+        batch_size=arguments.batch_size,
+        progress=not arguments.quiet,
+    )
+    print(result.table())
+    if arguments.json:
+        write_atomic(arguments.json, (json.dumps(result.to_dict(), indent=1, allow_nan=False) + "\n").encode())
+    return 0
+
+
+def _add_train(commands: Any) -> None:
+    parser = commands.add_parser("train", help="train one of the two stages", description="Train a network.")
+    stages = parser.add_subparsers(title="stages", required=True, metavar="STAGE")
+    for stage, text in (
+        ("classifier", "stage 1: encoder and head from image-level labels"),
+        ("segmenter", "stage 2: bridge and decoder from a few masks"),
+    ):
+        sub = stages.add_parser(stage, help=text, description=f"Train {text}.")
+        sub.add_argument("--data", required=True, type=Path, metavar="VOC", help="dataset folder")
+        sub.add_argument("--split", default="train", help="which of its splits (default %(default)s)")
+        sub.add_argument("--recipe", required=True, metavar="NAME_OR_TOML", help="a recipe of ours, or a file")
+        sub.add_argument("--out", required=True, type=Path, metavar="DIR", help="weights, log and checkpoints go here")
+        needed = stage == "segmenter"
+        where = "network to start from" + ("" if needed else " (convert VGG-16 first); without it a fresh one")
+        sub.add_argument("--init", required=needed, type=Path, metavar="WEIGHTS", help=where)
+        sub.add_argument("--resume", action="store_true", help="continue from the last checkpoint in DIR")
+        sub.add_argument("--workers", type=int, metavar="N", help="processes that load data")
+        _add_device_options(sub)
+        sub.set_defaults(run=_train, stage=stage)
+    segmenter = stages.choices["segmenter"]
+    segmenter.add_argument("--val-split", default="val", help="where mean IU is measured (default %(default)s)")
+    segmenter.add_argument("--items", type=Path, metavar="FILE", help="a finished list of windows")
+    stages.choices["classifier"].add_argument(
+        "--tags", default="auto", help="image-level labels: auto, main, masks, or a CSV file (default %(default)s)"
+    )
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    from importlib import import_module
+
+    from .data.voc import VocFolder
+    from .training.recipe import load_recipe
+    from .weights import load
+
+    names = ("tags",) if arguments.stage == "classifier" else ("val_split", "items")
+    options = {name: getattr(arguments, name) for name in names}
+    train = getattr(import_module(f"ddn_fast.training.{arguments.stage}"), f"train_{arguments.stage}")
+    train(
+        VocFolder(arguments.data),
+        arguments.out,
+        load_recipe(arguments.recipe),
+        init=load(arguments.init) if arguments.init else None,
+        split=arguments.split,
+        resume=arguments.resume,
+        device=_device(arguments.device),
+        workers=arguments.workers,
+        progress=not arguments.quiet,
+        **options,
+    )
+    return 0
+
+
+def _add_convert(commands: Any) -> None:
+    parser = commands.add_parser(
+        "convert",
+        help="turn a .caffemodel or VGG-16 weights into a folder of ours",
+        description="Turn a .caffemodel of the release, or a VGG-16 state dict, into a folder of safetensors and JSON.",
+    )
+    parser.add_argument("source", type=Path, help=".caffemodel, .pth or .safetensors file")
+    parser.add_argument("destination", type=Path, help="folder to write")
+    parser.add_argument("--side", type=int, help="input side, where not 320")
+    parser.add_argument("--classes", type=_names, metavar="A,B", help="class names, where not those of PASCAL VOC")
+    parser.set_defaults(run=_convert)
+
+
+def _convert(arguments: argparse.Namespace) -> int:
+    from .weights import convert
+
+    model = convert(arguments.source, arguments.destination, side=arguments.side, classes=arguments.classes)
+    count = sum(parameter.numel() for parameter in model.parameters())
+    print(f"{arguments.destination}: {count:,} parameters, {model.config.num_classes} classes")
+    return 0
+
+
+def _add_generate(commands: Any) -> None:
+    parser = commands.add_parser("generate", help="write a synthetic VOC folder", description="Write a dataset.")
+    parser.add_argument("root", type=Path, help="folder to write")
+    parser.add_argument("--train", type=int, default=1200, metavar="N", help="training images (default %(default)s)")
+    text = "further training images, of one object and without a mask (default %(default)s)"
+    parser.add_argument("--closeups", type=int, default=2400, metavar="N", help=text)
+    parser.add_argument("--val", type=int, default=200, metavar="N", help="validation images (default %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="(default %(default)s)")
+    parser.add_argument("--workers", type=int, metavar="N", help="processes (default: one per core)")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    parser.set_defaults(run=_generate)
+
+
+def _generate(arguments: argparse.Namespace) -> int:
+    from .data.synthetic import generate
+
+    progress = not arguments.quiet
+    options = {name: getattr(arguments, name) for name in ("train", "closeups", "val", "seed", "workers")}
+    print(generate(arguments.root, progress=progress, **options))
+    return 0
+
+
+def _add_info(commands: Any) -> None:
+    parser = commands.add_parser("info", help="versions, build, CPU and GPU", description="What is installed here.")
+    parser.add_argument("--json", action="store_true", help="as JSON")
+    parser.set_defaults(run=_info)
+
+
+def _info(arguments: argparse.Namespace) -> int:
+    from . import info
+
+    print(json.dumps(info.collect(), indent=1) if arguments.json else info.text())
+    return 0
+
+
+def _add_model_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--weights", required=True, type=Path, help="saved folder or .caffemodel")
+    parser.add_argument(
+        "--threshold", type=float, default=0.5, help="a class is identified above this score (default %(default)s)"
+    )
+    parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="images at once (default %(default)s)")
+    _add_device_options(parser)
+
+
+def _add_device_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", help="cpu, cuda, cuda:1 .. (default: cuda where there is one)")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+
+
+def _load(arguments: argparse.Namespace) -> DecoupledNet:
+    from .weights import load
+
+    return load(arguments.weights, device=_device(arguments.device))
+
+
+def _device(name: str | None) -> str:
+    """The device to use; InputError naming what there is if it is not here."""
+    import torch
+
+    count = torch.cuda.device_count()
+    if name is None:
+        return "cuda" if count else "cpu"
+    here = ["cpu", "cuda", *(f"cuda:{index}" for index in range(count))] if count else ["cpu"]
+    if name not in here:
+        raise InputError(f"--device: wanted one of {', '.join(here)}, got {name!r}")
+    return name
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

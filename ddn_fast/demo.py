@@ -1,0 +1,138 @@
+"""The whole way on generated images: many tags, few masks, both stages, label maps of images never trained on.
+
+``python -m ddn_fast.demo`` (or ``make demo``) writes everything into one folder and ends with a table and a picture.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from .data.synthetic import generate
+from .data.voc import VocFolder
+from .evaluate import Evaluation, evaluate
+from .images import network_input, overlay, resize_matlab, save_image, write_atomic
+from .network import DecoupledNet
+from .plan import identify, plan_passes
+from .training.classifier import train_classifier
+from .training.recipe import load_recipe
+from .training.segmenter import train_segmenter
+
+Picture = NDArray[np.uint8]
+CELL = 190  # pixels a side
+CLASS_MAPS = 3  # rows of class maps in the picture, at most
+PAPER = 250  # grey level
+CACHE_BYTES = 1 << 30
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the demo; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m ddn_fast.demo", description=__doc__.split("\n")[0])
+    parser.add_argument("--out", type=Path, default=Path("demo"), help="folder to write (default %(default)s)")
+    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+    arguments = parser.parse_args(argv)
+    out, progress, start = arguments.out, not arguments.quiet, time.perf_counter()
+    data = out / "data"
+    if not (data / "classes.txt").is_file():  # written last: a folder with it is complete
+        generate(data, progress=progress)
+    folder = VocFolder(data)
+    classifier, segmenter = load_recipe("demo-classifier"), load_recipe("demo-segmenter")
+    model = train_classifier(
+        folder, out / "classifier", classifier, split="Main/train", resume=True, progress=progress,
+        cache_bytes=CACHE_BYTES,
+    )  # fmt: skip
+    model = train_segmenter(
+        folder, out / "segmenter", segmenter, init=model, val_split=None, resume=True, progress=progress,
+        cache_bytes=CACHE_BYTES,
+    )  # fmt: skip
+    result = evaluate(model, folder, "val", progress=progress)
+    write_atomic(out / "result.json", (json.dumps(result.to_dict(), indent=1) + "\n").encode())
+    save_image(draw_sheet(model, folder, choose_ids(folder)), out / "demo.png")
+    print(table(folder, out, result, time.perf_counter() - start))
+    return 0
+
+
+def table(folder: VocFolder, out: Path, result: Evaluation, seconds: float) -> str:
+    """What was trained on what, and how well it does."""
+    masks = len((out / "segmenter/masks.txt").read_text().split())
+    upper = 100 * result.mean_iu
+    lines = [
+        result.table(),
+        "",
+        f"tags       {len(folder.ids('Main/train'))} images (stage 1)",
+        f"masks      {masks} images, {masks // folder.num_classes} a class (stage 2)",
+        f"held out   {result.images} images: mean IU {upper:.1f} %, "
+        f"mean average precision {100 * result.mean_average_precision:.1f} %",
+        f"time       {seconds:.0f} s",
+        f"weights    {out / 'segmenter/weights'}",
+        f"picture    {out / 'demo.png'}",
+    ]
+    return "\n".join(lines)
+
+
+def choose_ids(folder: VocFolder, count: int = 6) -> list[str]:
+    """The first held-out images that show two or three classes, for a picture that says something."""
+    busy = [name for name in folder.masked_ids("val") if 2 <= _classes_in(folder.mask(name)) <= CLASS_MAPS]
+    return busy[:count]
+
+
+def draw_sheet(model: DecoupledNet, folder: VocFolder, ids: list[str]) -> Picture:
+    """One column an image; rows: image, truth, the foreground probability of each identified class, result."""
+    paths = [folder.image_path(name) for name in ids]
+    results = model.segment(paths)
+    pairs = [folder.pair(name) for name in ids]
+    maps = [class_maps(model, image)[:CLASS_MAPS] for image, _ in pairs]
+    rows = max(map(len, maps), default=0)
+    columns = []
+    for name, (image, mask), found, result in zip(ids, pairs, maps, results, strict=True):
+        cells = [_cell(image, name), _cell(overlay(image, mask), "truth")]
+        cells += [_cell(_heat(image, plane), f"{label} {score:.2f}") for label, score, plane in found]
+        cells += [_cell(np.full_like(image, PAPER), "")] * (rows - len(found))
+        columns.append(np.vstack([*cells, _cell(result.overlay(legend=False), "result")]))
+    return np.hstack(columns)
+
+
+def class_maps(model: DecoupledNet, image: Picture) -> list[tuple[str, float, NDArray[np.float32]]]:
+    """Name, score and foreground probability ``[H,W]`` of each class identified in an image ``[H,W,3]`` uint8 RGB."""
+    height, width = image.shape[:2]
+    with torch.inference_mode():
+        scores, state = model.score_images(network_input(image, model.config.side)[None])
+        passes = plan_passes(scores, identify(scores))
+        if not len(passes):
+            return []
+        difference = model.score_passes(state, passes.labels, passes.image_of_pass)
+        square = max(height, width)
+        planes = resize_matlab(torch.sigmoid(difference), (square, square), "bicubic", (height, width)).clamp(0, 1)
+    classes = passes.classes[0]
+    found = zip(classes, planes[-len(classes) :], strict=True)
+    return [(model.config.classes[c], float(scores[0, c]), plane.float().numpy()) for c, plane in found]
+
+
+def _classes_in(mask: Picture) -> int:
+    return sum(0 < value < 255 for value in np.unique(mask).tolist())
+
+
+def _heat(image: Picture, plane: NDArray[np.float32]) -> Picture:
+    colours = cv2.applyColorMap((plane * 255).astype(np.uint8), cv2.COLORMAP_INFERNO)[:, :, ::-1]
+    return np.asarray(0.25 * image + 0.75 * colours, np.uint8)
+
+
+def _cell(image: Picture, text: str) -> Picture:
+    height, width = image.shape[:2]
+    scale = (CELL - 8) / max(height, width)
+    small = cv2.resize(image, (round(width * scale), round(height * scale)), interpolation=cv2.INTER_AREA)
+    cell = np.full((CELL + 16, CELL, 3), PAPER, np.uint8)
+    cell[18 : 18 + small.shape[0], 4 : 4 + small.shape[1]] = small
+    cv2.putText(cell, text, (4, 13), cv2.FONT_HERSHEY_SIMPLEX, 0.42, (20, 20, 20), 1, cv2.LINE_AA)
+    return cell
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

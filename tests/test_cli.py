@@ -1,0 +1,263 @@
+"""The command line: what it writes, what it survives, and how it says no."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from test_evaluate import random_mask, voc_folder
+from tiny_net import CLASSES, random_image, tiny_net, write_image
+
+from ddn_fast import cli_predict
+from ddn_fast.cli import main
+from ddn_fast.cli_predict import Names, find_images
+from ddn_fast.errors import InputError
+from ddn_fast.images import load_image, load_mask
+from ddn_fast.weights import load, save
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("weights")
+    save(tiny_net(), folder)
+    return folder
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    root = tmp_path / "photos"
+    (root / "sub").mkdir(parents=True)
+    write_image(root / "a.png", 1, 30, 40)
+    write_image(root / "b.PNG", 2, 41, 20)
+    write_image(root / "sub" / "a.png", 3, 64, 64)
+    write_image(root / ".hidden.png", 4, 5, 5)
+    (root / "notes.txt").write_text("not an image")
+    return root
+
+
+def run(*arguments: object) -> int:
+    return main([str(argument) for argument in arguments])
+
+
+def predict(weights: Path, out: Path, *arguments: object) -> int:
+    return run("predict", *arguments, "--weights", weights, "--out", out, "--device", "cpu", "--quiet")
+
+
+def records(out: Path) -> list[dict]:
+    return [json.loads(line) for line in (out / "scores.jsonl").read_text().splitlines()]
+
+
+def files(out: Path) -> list[str]:
+    return sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file())
+
+
+def test_predict_writes_masks_overlays_and_scores(weights, photos, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert predict(weights, out, photos) == 0
+    expected = ["masks/a-2.png", "masks/a.png", "masks/b.png"]
+    expected += ["overlays/a-2.jpg", "overlays/a.jpg", "overlays/b.jpg", "scores.jsonl"]
+    assert files(out) == expected
+    net = load(weights)
+    for record in records(out):
+        (result,) = net.segment(record["image"])
+        assert (load_mask(out / record["mask"], 6) == result.mask).mean() > 0.999  # rounding depends on the batch
+        assert load_image(out / record["overlay"]).shape == (*result.mask.shape, 3)
+        assert (record["height"], record["width"]) == result.mask.shape
+        scores = {label["name"]: label["score"] for label in record["labels"]}
+        assert scores == pytest.approx(dict(result.labels), abs=1e-4)
+        assert list(record["scores"]) == list(CLASSES)
+    assert "3 images segmented, 0 failed" in capsys.readouterr().out
+
+
+def test_named_labels_and_threshold_reach_the_network(weights, photos, tmp_path):
+    assert predict(weights, tmp_path / "named", photos / "a.png", "--labels", "dog, fox", "--no-overlay") == 0
+    (record,) = records(tmp_path / "named")
+    assert [label["name"] for label in record["labels"]] == ["dog", "fox"]
+    assert files(tmp_path / "named") == ["masks/a.png", "scores.jsonl"]
+    assert predict(weights, tmp_path / "none", photos / "a.png", "--threshold", "1") == 0
+    assert not load_mask(tmp_path / "none" / "masks/a.png", 6).any()
+
+
+def test_bad_images_are_recorded_and_the_rest_goes_on(weights, photos, tmp_path, capsys):
+    (photos / "aa.png").write_bytes((photos / "a.png").read_bytes()[:700])
+    out = tmp_path / "out"
+    assert predict(weights, out, photos, photos / "none.jpg", photos / "notes.txt") == 1
+    bad = {Path(record["image"]).name: record["error"] for record in records(out) if "error" in record}
+    assert set(bad) == {"aa.png", "none.jpg", "notes.txt"}
+    assert all(error["type"] == "ImageError" for error in bad.values())
+    printed = capsys.readouterr()
+    assert "3 images segmented, 3 failed" in printed.out
+    assert "none.jpg: no such file" in printed.err
+    assert not [name for name in files(out) if "aa" in name or "none" in name]
+
+
+def test_resume_runs_only_what_is_missing_and_keeps_names(weights, photos, tmp_path, capsys, monkeypatch):
+    out = tmp_path / "out"
+    (photos / "c.png").write_text("broken")
+    assert predict(weights, out, photos) == 1
+    before = {record["image"]: record["name"] for record in records(out)}
+    (out / "masks/b.png").unlink()  # must run again
+    write_image(photos / "c.png", 5, 20, 20)  # was bad, is good now
+    write_image(photos / "0.png", 6, 20, 20)  # is new, and first in order
+    with (out / "scores.jsonl").open("a") as file:
+        file.write('{"image": "cut short by a power fai')
+    ran: list[str] = []
+    write = cli_predict._write
+    monkeypatch.setattr(cli_predict, "_write", lambda *args: ran.append(args[1].name) or write(*args))
+    assert predict(weights, out, photos, "--resume") == 0
+    assert sorted(ran) == ["0.png", "b.PNG", "c.png"]
+    assert "3 images segmented, 0 failed, 2 already there" in capsys.readouterr().out
+    after = {record["image"]: record["name"] for record in records(out)}
+    assert len(after) == len(records(out)) == 5
+    assert all(after[image] == name for image, name in before.items())
+
+
+def test_interrupted_run_leaves_whole_files_and_can_resume(weights, photos, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    calls: list[int] = []
+    write = cli_predict._write
+
+    def interrupt(*args):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return write(*args)
+
+    monkeypatch.setattr(cli_predict, "_write", interrupt)
+    assert predict(weights, out, photos) == 130
+    (record,) = records(out)
+    assert files(out) == sorted([record["mask"], record["overlay"], "scores.jsonl"])
+    assert predict(weights, out, photos, "--resume") == 0
+    assert len(records(out)) == 3
+
+
+def test_a_second_run_does_not_read_its_own_output(weights, photos):
+    assert predict(weights, photos / "out", photos) == 0
+    assert predict(weights, photos / "out", photos) == 0
+    assert len(records(photos / "out")) == 3
+
+
+def test_names_never_meet_even_without_case():
+    names = Names(["a"])
+    assert [names.take(stem) for stem in ("A", "a", "b", "a-2", "B")] == ["A-2", "a-3", "b", "a-2-2", "B-2"]
+
+
+def test_a_file_named_twice_runs_once(photos, monkeypatch):
+    monkeypatch.chdir(photos)
+    assert find_images(["a.png", photos / "a.png", "./a.png"]) == [Path("a.png")]
+    (photos / "empty").mkdir()
+    with pytest.raises(InputError, match="found none"):
+        find_images([photos / "empty"])
+
+
+def test_a_dataset_folder_stands_for_its_images(tmp_path):
+    root = voc_folder(tmp_path / "voc", [random_mask(seed, 20, 30) for seed in range(2)])
+    assert find_images([root]) == [root / "JPEGImages/0.png", root / "JPEGImages/1.png"]
+
+
+def test_image_names_outside_ascii_work(weights, tmp_path):
+    path = write_image(tmp_path / "ö 画像.png", 1, 20, 20)
+    assert predict(weights, tmp_path / "out", path) == 0
+    assert records(tmp_path / "out")[0]["image"] == str(path)
+    assert (tmp_path / "out/masks/ö 画像.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--labels", "dgo"], "'dgo'; did you mean dog"),
+        (["--labels", ","], "at least one class name"),
+        (["--threshold", "2"], "threshold: wanted a number from 0 to 1"),
+        (["--batch-size", "0"], "batch_size: wanted"),
+        (["--device", "cuda:99"], "--device: wanted one of"),
+        (["--device", "gpu"], "--device: wanted one of"),
+        (["--weights", "/nowhere"], "/nowhere"),
+    ],
+)
+def test_errors_are_one_line_exit_2_and_nothing_written(weights, photos, tmp_path, capsys, arguments, message):
+    out = tmp_path / "out"
+    assert run("predict", photos, "--weights", weights, "--out", out, "--quiet", *arguments) == 2
+    printed = capsys.readouterr()
+    assert printed.err.startswith("ddn-fast: error: ")
+    assert message in printed.err
+    assert printed.err.count("\n") == 1
+    assert not out.exists()
+
+
+def test_debug_shows_the_traceback(weights, photos, tmp_path, capsys):
+    assert run("--debug", "predict", photos, "--weights", weights, "--out", tmp_path / "o", "--threshold", "9") == 2
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_output_folder_that_is_a_file_is_an_error(weights, photos, tmp_path, capsys):
+    (tmp_path / "out").write_text("")
+    assert predict(weights, tmp_path / "out", photos) == 2
+    assert "ddn-fast: error: " in capsys.readouterr().err
+
+
+def test_evaluate_prints_a_table_and_writes_json(weights, tmp_path, capsys):
+    root = voc_folder(tmp_path / "voc", [random_mask(seed, 20, 30) for seed in range(3)])
+    arguments = ["--data", root, "--weights", weights, "--quiet", "--device", "cpu"]
+    assert run("evaluate", *arguments, "--json", tmp_path / "figures.json") == 0
+    assert "mean" in capsys.readouterr().out
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert figures["images"] == 3
+    assert run("evaluate", *arguments, "--labels", "truth") == 0
+    assert "truth labels" in capsys.readouterr().out
+    assert run("evaluate", *arguments, "--split", "test") == 2
+    assert "test" in capsys.readouterr().err
+
+
+def test_evaluate_refuses_a_mask_of_another_size(weights, tmp_path, capsys):
+    root = voc_folder(tmp_path / "voc", [random_mask(seed, 20, 30) for seed in range(2)])
+    write_image(root / "JPEGImages/1.png", 1, 30, 20)
+    assert run("evaluate", "--data", root, "--weights", weights, "--quiet") == 2
+    assert "wanted a mask of its size" in capsys.readouterr().err
+
+
+def test_convert_turns_a_caffemodel_into_a_folder_that_predicts(tmp_path, capsys):
+    assert run("convert", GOLDEN / "tiny_a.caffemodel", tmp_path / "net") == 0
+    assert "20 classes" in capsys.readouterr().out
+    Image.fromarray(random_image(0, 50, 60)).save(tmp_path / "a.png")
+    assert predict(tmp_path / "net", tmp_path / "out", tmp_path / "a.png") == 0
+    assert len(records(tmp_path / "out")[0]["scores"]) == 20
+    assert run("convert", tmp_path / "none.caffemodel", tmp_path / "none") == 2
+    assert not (tmp_path / "none").exists()
+
+
+def test_generate_writes_a_folder_that_evaluates(tmp_path, capsys):
+    sizes = ("--train", 2, "--closeups", 1, "--val", 1)
+    assert run("generate", tmp_path / "voc", *sizes, "--workers", 1, "--quiet") == 0
+    assert len(list((tmp_path / "voc/JPEGImages").iterdir())) == 4
+    assert (tmp_path / "voc/ImageSets/Segmentation/val.txt").is_file()
+    assert run("generate", tmp_path / "voc", "--train", 2, "--quiet") == 2
+    assert "already holds images" in capsys.readouterr().err
+
+
+def test_info_prints_text_and_json(capsys):
+    assert run("info") == 0
+    assert "torch" in capsys.readouterr().out
+    assert run("info", "--json") == 0
+    assert "versions" in json.loads(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [[], ["predict"], ["evaluate"], ["train", "classifier"], ["train", "segmenter"], ["convert"], ["generate"]],
+)
+def test_help_of_every_command_is_there(command, capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        main([*command, "--help"])
+    assert exit_info.value.code == 0
+    assert "usage: ddn-fast" in capsys.readouterr().out
+
+
+def test_no_command_is_a_usage_error(capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        main([])
+    assert exit_info.value.code == 2
+    assert "COMMAND" in capsys.readouterr().err
