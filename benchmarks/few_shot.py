@@ -72,11 +72,11 @@ def run(folder: VocFolder, out: Path, rival: str, stage1: Recipe, stage2: Recipe
     common: dict[str, Any] = {"resume": True, "device": device, "cache_bytes": CACHE_BYTES}
     if rival == TAGS:  # the tags do not depend on the masks: one stage 1 serves every count
         first = out / f"seed{seed}/tags"
-        model = train_classifier(folder, first, stage1, split="Main/train", **common)
+        model = train_classifier(folder, first, stage1, **common)
     else:
         first = out / f"seed{seed}/masks{count}"
         ids = few_masks(folder, "train", count, seed, cache_dir=out, progress=False)
-        model = train_classifier(folder, first, stage1, ids=ids, tags="masks", **common)
+        model = train_classifier(folder, first, stage1, split="train", ids=ids, tags="masks", **common)
     second = first / f"segmenter{count}"
     model = train_segmenter(folder, second, stage2, init=model, val_split=None, **common)
     return score(model, folder) | {

@@ -133,7 +133,6 @@ def _add_train(commands: Any) -> None:
     ):
         sub = stages.add_parser(stage, help=text, description=f"Train {text}.")
         sub.add_argument("--data", required=True, type=Path, metavar="VOC", help="dataset folder")
-        sub.add_argument("--split", default="train", help="which of its splits (default %(default)s)")
         sub.add_argument("--recipe", required=True, metavar="NAME_OR_TOML", help="a recipe of ours, or a file")
         sub.add_argument("--out", required=True, type=Path, metavar="DIR", help="weights, log and checkpoints go here")
         needed = stage == "segmenter"
@@ -143,10 +142,12 @@ def _add_train(commands: Any) -> None:
         sub.add_argument("--workers", type=int, metavar="N", help="processes that load data")
         _add_device_options(sub)
         sub.set_defaults(run=_train, stage=stage)
-    segmenter = stages.choices["segmenter"]
+    segmenter, classifier = stages.choices["segmenter"], stages.choices["classifier"]
+    segmenter.add_argument("--split", default="train", help="which of its splits (default %(default)s)")
+    classifier.add_argument("--split", help="which of its splits (default Main/train, else train)")
     segmenter.add_argument("--val-split", default="val", help="where mean IU is measured (default %(default)s)")
     segmenter.add_argument("--items", type=Path, metavar="FILE", help="a finished list of windows")
-    stages.choices["classifier"].add_argument(
+    classifier.add_argument(
         "--tags", default="auto", help="image-level labels: auto, main, masks, or a CSV file (default %(default)s)"
     )
 

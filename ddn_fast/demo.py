@@ -45,9 +45,8 @@ def main(argv: list[str] | None = None) -> int:
     folder = VocFolder(data)
     classifier, segmenter = load_recipe("demo-classifier"), load_recipe("demo-segmenter")
     model = train_classifier(
-        folder, out / "classifier", classifier, split="Main/train", resume=True, progress=progress,
-        cache_bytes=CACHE_BYTES,
-    )  # fmt: skip
+        folder, out / "classifier", classifier, resume=True, progress=progress, cache_bytes=CACHE_BYTES
+    )
     model = train_segmenter(
         folder, out / "segmenter", segmenter, init=model, val_split=None, resume=True, progress=progress,
         cache_bytes=CACHE_BYTES,

@@ -50,6 +50,15 @@ def restore_threads() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """For networks so narrow that threads would only wait for each other, for long where other work fills the cores."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="session")
 def generated(tmp_path_factory: pytest.TempPathFactory) -> VocFolder:
     """24 small training images (12 with masks), 4 for validation, 20 classes; not to be written to."""

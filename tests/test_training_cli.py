@@ -15,6 +15,8 @@ from ddn_fast.data.synthetic import CLASSES
 from ddn_fast.training.curves import draw_curves
 from ddn_fast.training.recipe import Recipe
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 def run(*arguments: object) -> int:
     return main([str(argument) for argument in arguments])

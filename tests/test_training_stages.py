@@ -58,7 +58,10 @@ def stage_2(folder: VocFolder, out: Path, values: dict[str, Any] | None = None, 
 
 
 STAGES = pytest.mark.parametrize("train", [stage_1, stage_2])
-pytestmark = pytest.mark.filterwarnings("ignore:class .*wanted 1 masked images")
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.filterwarnings("ignore:class .*wanted 1 masked images"),
+]
 
 
 def stop_at(monkeypatch: pytest.MonkeyPatch, iteration: int) -> None:
@@ -93,6 +96,7 @@ def values(request: pytest.FixtureRequest) -> dict[str, Any]:
 @pytest.fixture(scope="module", params=[stage_1, stage_2], ids=["classifier", "segmenter"])
 def straight(
     request: pytest.FixtureRequest,
+    one_thread: None,
     generated: VocFolder,
     values: dict[str, Any],
     tmp_path_factory: pytest.TempPathFactory,
@@ -436,3 +440,13 @@ def test_normalisation_is_added_behind_every_convolution_but_the_last(generated:
     add_batch_norm(net)
     assert sum(isinstance(m, torch.nn.BatchNorm2d) for m in net.modules()) == 15
     assert isinstance(net.head.cls_score, torch.nn.Conv2d)
+
+
+def test_stage_1_takes_the_images_with_tags_where_the_folder_lists_them(
+    generated: VocFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    monkeypatch.setattr(Run, "train", lambda run, resume: seen.append(run.items.count))
+    stage_1(generated, tmp_path / "all")
+    stage_1(generated, tmp_path / "masked", split="train")
+    assert seen == [24, 12]

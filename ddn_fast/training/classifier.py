@@ -30,7 +30,7 @@ def train_classifier(
     recipe: Recipe,
     *,
     init: DecoupledNet | None = None,
-    split: str = "train",
+    split: str | None = None,
     tags: str | Path = "auto",
     ids: list[str] | None = None,
     resume: bool = False,
@@ -43,6 +43,7 @@ def train_classifier(
 
     init      where to start (VGG-16 weights, see :func:`ddn_fast.vgg.load_vgg16`); without it a fresh network of the
               recipe's ``[network]`` shape
+    split     default ``Main/train``, where a VOC folder lists the images with tags, else ``train``
     ids       images to train on; default all of `split`
     tags      as in :func:`ddn_fast.data.tags.read_tags`
     """
@@ -60,6 +61,8 @@ def train_classifier(
     for module in modules:
         module.requires_grad_(True).train()
 
+    if split is None:
+        split = "Main/train" if (folder.root / "ImageSets/Main/train.txt").is_file() else "train"
     chosen = list(ids) if ids is not None else list(folder.ids(split))
     labels = read_tags(folder, split, tags, progress=progress, cache_dir=out)
     run = Run(

@@ -62,7 +62,7 @@ class Recipe:
     resize: int = 350  # images are resized to this side, then cropped to the network's
     seed: int = 0
     # stage 1
-    last_layer_lr: float = 10.0  # rate of cls-score relative to the others (SPEC section 8)
+    last_layer_lr: float = 10.0  # sgd: rate of cls-score relative to the others (SPEC section 8)
     dropout: float = 0.5
     batch_norm: bool = False  # train with batch normalisation behind every convolution, folded away at the end
     # stage 2
