@@ -27,10 +27,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from .caffemodel import blank, read_caffemodel
 from .config import NetConfig
 from .errors import ConfigError, InputError, WeightsError
 from .network import DecoupledNet
+from .release import blank, read_caffemodel
 from .vgg import load_vgg16
 
 __all__ = ["convert", "load", "load_vgg16", "read_metadata", "save"]

@@ -17,10 +17,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ddn_fast import caffemodel, weights
-from ddn_fast.caffemodel import CaffeModel, layer_of, read_caffemodel
+from ddn_fast import caffemodel, release, weights
+from ddn_fast.caffemodel import CaffeModel
 from ddn_fast.config import VOC_CLASSES, NetConfig
 from ddn_fast.errors import DDNError, WeightsError
+from ddn_fast.release import layer_of, read_caffemodel
 
 GOLDEN = Path(__file__).parent / "golden" / "tiny_a.caffemodel"
 Small = tuple[Path, bytes, dict[str, torch.Tensor]]
@@ -290,7 +291,7 @@ def outcome(path: Path, reference: dict[str, torch.Tensor]) -> None:
     """A damaged file may raise a named error or load; what loads has the shapes its configuration promises."""
     try:
         config, tensors = read_caffemodel(path)
-        shapes = {name: value.shape for name, value in caffemodel.blank(config).state_dict().items()}
+        shapes = {name: value.shape for name, value in release.blank(config).state_dict().items()}
         assert {name: value.shape for name, value in tensors.items()} == shapes
         assert sum(value.numel() for value in tensors.values()) <= 2 * sum(v.numel() for v in reference.values())
         for value in tensors.values():

@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parent.parent / "ddn_fast"
 ORDER = [
     "_C",  # the compiled extension
     "errors", "config", "images", "plan", "reference", "ops", "info", "segmentation", "network",
-    "caffemodel", "vgg", "weights", "evaluate",
+    "caffemodel", "release", "vgg", "weights", "evaluate",
     "data.voc", "data.tags", "data.few", "data.windows", "data.items", "data.datasets", "data.synthetic", "data",
     "training.recipe", "training.loss", "training.solver", "training.bn", "training.checkpoint", "training.curves",
     "training.loop", "training.classifier", "training.segmenter", "training",
