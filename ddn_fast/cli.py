@@ -7,10 +7,13 @@ Modules are imported inside the commands that need them, so that ``--help`` answ
 from __future__ import annotations
 
 import argparse
+import contextlib
+import importlib
 import json
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +30,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     arguments = build_parser().parse_args(argv)
     try:
-        status: int = arguments.run(arguments)
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            status: int = arguments.run(arguments)
     except KeyboardInterrupt:
         print("ddn-fast: interrupted", file=sys.stderr)
         return INTERRUPTED
@@ -40,6 +45,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"ddn-fast: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     return status
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    print(f"ddn-fast: warning: {message}", file=sys.stderr)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -153,15 +162,13 @@ def _add_train(commands: Any) -> None:
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    from importlib import import_module
-
     from .data.voc import VocFolder
     from .training.recipe import load_recipe
-    from .weights import load
+    from .weights import load, read_metadata
 
     names = ("tags",) if arguments.stage == "classifier" else ("val_split", "items")
     options = {name: getattr(arguments, name) for name in names}
-    train = getattr(import_module(f"ddn_fast.training.{arguments.stage}"), f"train_{arguments.stage}")
+    train = getattr(importlib.import_module(f"ddn_fast.training.{arguments.stage}"), f"train_{arguments.stage}")
     train(
         VocFolder(arguments.data),
         arguments.out,
@@ -174,7 +181,15 @@ def _train(arguments: argparse.Namespace) -> int:
         progress=not arguments.quiet,
         **options,
     )
+    print(f"{arguments.out / 'weights'}: {_summary(read_metadata(arguments.out / 'weights'))}")
     return 0
+
+
+def _summary(metadata: dict[str, Any]) -> str:
+    validation = metadata.get("validation")
+    if not validation or validation["mean_iu"] is None:
+        return "trained"
+    return f"mean IU {100 * validation['mean_iu']:.1f} % of {validation['images']} validation images"
 
 
 def _add_convert(commands: Any) -> None:
@@ -251,7 +266,10 @@ def _add_device_options(parser: argparse.ArgumentParser) -> None:
 def _load(arguments: argparse.Namespace) -> DecoupledNet:
     from .weights import load
 
-    return load(arguments.weights, device=_device(arguments.device))
+    model = load(arguments.weights, device=_device(arguments.device))
+    with contextlib.suppress(ImportError):  # without the extension the plain formulas do
+        model.ops = importlib.import_module("ddn_fast.ops")
+    return model
 
 
 def _device(name: str | None) -> str:

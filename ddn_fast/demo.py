@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 
 from .data.synthetic import generate
 from .data.voc import VocFolder
+from .errors import DDNError
 from .evaluate import Evaluation, evaluate
 from .images import network_input, overlay, resize_matlab, save_image, write_atomic
 from .network import DecoupledNet
@@ -38,7 +40,17 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("demo"), help="folder to write (default %(default)s)")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
     arguments = parser.parse_args(argv)
-    out, progress, start = arguments.out, not arguments.quiet, time.perf_counter()
+    try:
+        run(arguments.out, progress=not arguments.quiet)
+    except DDNError as error:
+        print(f"demo: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def run(out: Path, progress: bool = True) -> None:
+    """Everything, into `out`; what an earlier run finished there is taken over."""
+    start = time.perf_counter()
     data = out / "data"
     if not (data / "classes.txt").is_file():  # written last: a folder with it is complete
         generate(data, progress=progress)
@@ -55,19 +67,17 @@ def main(argv: list[str] | None = None) -> int:
     write_atomic(out / "result.json", (json.dumps(result.to_dict(), indent=1) + "\n").encode())
     save_image(draw_sheet(model, folder, choose_ids(folder)), out / "demo.png")
     print(table(folder, out, result, time.perf_counter() - start))
-    return 0
 
 
 def table(folder: VocFolder, out: Path, result: Evaluation, seconds: float) -> str:
     """What was trained on what, and how well it does."""
     masks = len((out / "segmenter/masks.txt").read_text().split())
-    upper = 100 * result.mean_iu
     lines = [
         result.table(),
         "",
         f"tags       {len(folder.ids('Main/train'))} images (stage 1)",
         f"masks      {masks} images, {masks // folder.num_classes} a class (stage 2)",
-        f"held out   {result.images} images: mean IU {upper:.1f} %, "
+        f"held out   {result.images} images: mean IU {100 * result.mean_iu:.1f} %, "
         f"mean average precision {100 * result.mean_average_precision:.1f} %",
         f"time       {seconds:.0f} s",
         f"weights    {out / 'segmenter/weights'}",

@@ -235,7 +235,7 @@ def test_generate_writes_a_folder_that_evaluates(tmp_path, capsys):
     assert len(list((tmp_path / "voc/JPEGImages").iterdir())) == 4
     assert (tmp_path / "voc/ImageSets/Segmentation/val.txt").is_file()
     assert run("generate", tmp_path / "voc", "--train", 2, "--quiet") == 2
-    assert "already holds images" in capsys.readouterr().err
+    assert "holds something already" in capsys.readouterr().err
 
 
 def test_info_prints_text_and_json(capsys):

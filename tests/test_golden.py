@@ -109,7 +109,12 @@ def test_label_map_is_the_golden_one(net: DecoupledNet, cases: Golden) -> None:
         assert (result.mask != wanted).mean() <= 1e-4
 
 
-def test_every_key_of_cases_was_compared(cases: Golden) -> None:
+def test_every_key_of_cases_is_compared_above() -> None:
+    net, cases = ddn_fast.load(GOLDEN / "tiny_a.caffemodel"), Golden("cases")
+    test_head_scores_and_positions(net, cases)
+    test_seg_scores_of_all_passes(net, cases)
+    test_passes_are_those_the_plan_makes(net, cases)
+    test_label_map_is_the_golden_one(net, cases)
     assert set(cases) == cases.seen
 
 
@@ -258,7 +263,16 @@ def test_relu_and_its_gate(layers: Golden) -> None:
     assert torch.equal(layers["gate_d"] * (x > 0), layers["gate_y"])
 
 
-def test_every_key_of_layers_was_compared(layers: Golden) -> None:
+def test_every_key_of_layers_is_compared_above() -> None:
+    layers = Golden("layers")
+    for parity in ("even", "odd"):
+        test_pooling_and_unpooling_forward_and_backward(layers, reference, parity)
+    test_class_scores_and_their_unpooling(layers)
+    test_batch_norm_learning_and_inference(layers)
+    test_loss_ignores_void_and_averages_over_the_rest(layers)
+    for name in ("conv3", "conv7", "deconv3", "deconv7"):
+        test_convolutions(layers, name)
+    test_relu_and_its_gate(layers)
     assert set(layers) == layers.seen
 
 

@@ -139,7 +139,7 @@ def test_objects_have_a_void_border_but_where_a_stick_lies_before_them(monkeypat
 def test_a_folder_that_holds_images_is_refused_and_left(tmp_path: Path) -> None:
     root = make(tmp_path / "voc")
     before = content(root)
-    with pytest.raises(DataError, match="already holds images"):
+    with pytest.raises(DataError, match="holds something already"):
         make(root, seed=1)
     assert content(root) == before
 
@@ -159,3 +159,12 @@ def test_kinds_of_which_no_image_is_wanted_leave_no_empty_split(tmp_path: Path) 
     folder = VocFolder(make(tmp_path / "voc", closeups=0, val=0))
     assert folder.splits() == ("train",)
     assert folder.ids("Main/train") == folder.ids("train")
+
+
+def test_what_a_stopped_run_left_is_replaced_and_a_folder_appears_only_complete(tmp_path: Path) -> None:
+    left = tmp_path / "voc.part/JPEGImages"
+    left.mkdir(parents=True)
+    (left / "train_000099.jpg").write_bytes(b"half")
+    folder = VocFolder(generate(tmp_path / "voc", train=2, closeups=1, val=1, workers=1, progress=False))
+    assert "train_000099" not in folder
+    assert [path.name for path in tmp_path.iterdir()] == ["voc"]

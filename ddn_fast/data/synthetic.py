@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import colorsys
 import os
+import shutil
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -23,11 +24,9 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from ..errors import DataError
-from ..images import save_mask, write_atomic
+from ..images import VOID, save_mask, write_atomic
 
 Image = NDArray[np.uint8]
-
-VOID = 255
 
 
 def _polygon(corners: int, inner: float = 1.0, turn: float = 0.0) -> NDArray[np.float64]:
@@ -123,16 +122,19 @@ def generate(
     `train` scenes with masks and tags, `closeups` further training images of one object with tags alone (as most
     images with tags are: they stand in ``Main/train``, not in ``Segmentation/train``), and `val` scenes. Image n
     of a kind depends on (settings, seed, kind, n) only, whatever the number of workers. Returns the folder. Raises
-    DataError where the folder already holds images, so that two datasets never mix.
+    DataError where the folder already holds images, so that two datasets never mix. The folder appears when it is
+    complete: until then everything lies in one beside it, named ``<root>.part``.
     """
-    root = Path(root)
+    root, complete = Path(root).with_name(Path(root).name + ".part"), Path(root)
     counts = {"train": train, "closeup": closeups, "val": val}
     if train < 1 or min(counts.values()) < 0:
         raise DataError(f"generate: wanted at least one training image and no negative count, got {counts}")
     if seed < 0 or (workers is not None and workers < 1):
         raise DataError(f"generate: wanted seed >= 0 and workers >= 1, got {seed} and {workers}")
-    if (root / "JPEGImages").is_dir() and any((root / "JPEGImages").iterdir()):
-        raise DataError(f"{root}: already holds images; name a new folder")
+    if complete.exists() and (not complete.is_dir() or any(complete.iterdir())):
+        raise DataError(f"{complete}: wanted a new or empty folder, this one holds something already")
+    if root.exists():  # of a run that was stopped
+        shutil.rmtree(root)
     for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation", "ImageSets/Main"):
         (root / folder).mkdir(parents=True, exist_ok=True)
     jobs = [(kind, n) for kind, count in counts.items() for n in range(count)]
@@ -150,7 +152,8 @@ def generate(
             lines = "".join(f"{n} {1 if index in classes else -1:2d}\n" for n, classes in present.items())
             write_atomic(root / f"ImageSets/Main/{label}_{split}.txt", lines.encode())
     write_atomic(root / "classes.txt", "".join(f"{name}\n" for name in CLASSES).encode())
-    return root
+    root.replace(complete)
+    return complete
 
 
 def _write_one(root: Path, seed: int, settings: Settings, job: tuple[str, int]) -> tuple[str, list[int]]:

@@ -108,7 +108,8 @@ def check_classes(model: DecoupledNet, folder: VocFolder) -> None:
     """The network's classes must be the folder's, in the same order; WeightsError names both."""
     if model.config.classes != tuple(folder.classes):
         raise WeightsError(
-            f"{folder.root}: the network knows {list(model.config.classes)}, the folder {list(folder.classes)}"
+            f"{folder.root}: the network knows {list(model.config.classes)}, the folder {list(folder.classes)}; "
+            "`ddn-fast convert --classes` names those of a network to start from"
         )
 
 

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from .. import _C
-from ..errors import CheckpointError, ConfigError, DivergedError
+from ..errors import CheckpointError, ConfigError, DDNError, DivergedError, InputError
 from ..images import write_atomic
 from ..network import DecoupledNet
 from .checkpoint import load_checkpoint, save_checkpoint
@@ -65,6 +65,15 @@ class Run:
             return has_bfloat16(self.device)
         return self.recipe.precision == "bfloat16"
 
+    def __post_init__(self) -> None:
+        if self.workers < 0:
+            raise InputError(f"workers: wanted 0 or more, got {self.workers}")
+        if self.device.type == "cuda" and not _C.build_info()["cuda_archs"]:
+            raise InputError(
+                f"device {self.device}: ddn-fast was built without CUDA kernels; rebuild it where nvcc is found "
+                "(DDN_CUDA=ON)"
+            )
+
     def train(self, resume: bool = False) -> None:
         """Run from the start, or with `resume` from the folder's checkpoint if there is one.
 
@@ -91,7 +100,7 @@ class Run:
                     self._record(bar, done, (done - timed) / (now - clock))
                     clock, timed = now, done
                 if self.validate and _due(done, self.recipe.validate_every) and not last:
-                    self._append({"iteration": done, **self.validate()})
+                    self.add({"iteration": done, **self.validate()})
                     clock, timed = time.perf_counter(), done
                 if _due(done, self.recipe.checkpoint_every) or last:
                     self.checkpoint(done)
@@ -128,7 +137,7 @@ class Run:
         self.optimizer.zero_grad(set_to_none=True)
         losses = []
         for _ in range(recipe.accumulate):
-            batch = next(batches)
+            batch = _next(batches)
             batch = {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
                 loss = self.loss(batch)
@@ -156,9 +165,10 @@ class Run:
         }
         shown = "all void" if entry["loss"] is None else f"{entry['loss']:.4f}"
         bar.set_postfix_str(f"loss {shown}, lr {entry['lr']:.2g}, {entry['images_per_second']:.0f} images/s")
-        self._append(entry)
+        self.add(entry)
 
-    def _append(self, entry: dict[str, Any]) -> None:
+    def add(self, entry: dict[str, Any]) -> None:
+        """One more line of the log."""
         self.log.append(entry)
         with (self.out / LOG).open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
@@ -188,6 +198,14 @@ def batches_from(items: Dataset[Batch], recipe: Recipe, start: int, workers: int
         return iter(loader)
     finally:
         cv2.setNumThreads(threads)
+
+
+def _next(batches: Iterator[Batch]) -> Batch:
+    """The next batch; an error of ours that came from a loader's process without the traceback it is wrapped in."""
+    try:
+        return next(batches)
+    except DDNError as error:
+        raise type(error)(str(error).rpartition(f"{type(error).__name__}: ")[2].strip()) from None
 
 
 def check_stage(recipe: Recipe, stage: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import os
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ from .loss import segmentation_loss
 from .recipe import Recipe
 from .solver import build_optimizer, trained_modules
 
+DEFAULT_VAL_SPLIT = "val"
+
 
 def train_segmenter(
     folder: VocFolder,
@@ -34,7 +37,7 @@ def train_segmenter(
     *,
     init: DecoupledNet,
     split: str = "train",
-    val_split: str | None = "val",
+    val_split: str | None = DEFAULT_VAL_SPLIT,
     items: str | os.PathLike[str] | None = None,
     resume: bool = False,
     device: str | torch.device = "cpu",
@@ -47,8 +50,8 @@ def train_segmenter(
     init       a network that has been through stage 1; its encoder and head are left as they are
     items      a list file of windows (the release's format); default: windows of ``recipe.masks_per_class`` images a
                class, chosen by the recipe's seed, written to ``out/items.txt``
-    val_split  where mean IU is measured at the end and every ``validate_every`` iterations; None or a split without
-               masks: nowhere
+    val_split  where mean IU is measured at the end and every ``validate_every`` iterations; None, a split without
+               masks, or the default one where the folder has no such split: nowhere
     """
     check_stage(recipe, "segmenter")
     torch.manual_seed(recipe.seed)
@@ -78,6 +81,7 @@ def train_segmenter(
         out=out,
         identity={
             "network": model.config.to_dict(),
+            "frozen": _digest(model.encoder, model.head),
             "data": data_identity(folder, split, [f"{i.image} {i.window} {i.subset}" for i in windows]),
         },
         validate=validate if _has_masks(folder, val_split) else None,
@@ -91,10 +95,21 @@ def train_segmenter(
     model.eval().requires_grad_(True)
     metadata: dict[str, Any] = {"stage": "segmenter", "recipe": recipe.to_dict()}
     if _has_masks(folder, val_split):
-        metadata["validation"] = evaluate(model, folder, val_split, progress=progress).to_dict()
+        result = evaluate(model, folder, val_split, progress=progress)
+        run.add({"iteration": recipe.iterations, "mean_iu": result.mean_iu})
+        metadata["validation"] = result.to_dict()
     weights.save(model, out / "weights", metadata)
     draw_curves(run.log, out / "curves.png")
     return model
+
+
+def _digest(*modules: torch.nn.Module) -> str:
+    """What the frozen part holds: a checkpoint must not go on with another."""
+    digest = hashlib.sha256()
+    for module in modules:
+        for value in module.state_dict().values():
+            digest.update(value.detach().cpu().contiguous().numpy().data)
+    return digest.hexdigest()[:16]
 
 
 def training_scores(model: DecoupledNet, batch: Batch) -> Tensor:
@@ -158,6 +173,6 @@ def _reestimate(model: DecoupledNet, recipe: Recipe, folder: VocFolder, windows:
 
 
 def _has_masks(folder: VocFolder, split: str | None) -> bool:
-    if split is None or split.rpartition("/")[2] not in folder.splits():
+    if split is None or (split == DEFAULT_VAL_SPLIT and split not in folder.splits()):
         return False
     return any(folder.mask_path(name) for name in folder.ids(split))
