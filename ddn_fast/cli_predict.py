@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
+import secrets
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -19,6 +22,8 @@ from .segmentation import Segmentation, Segmenter
 RECORDS = "scores.jsonl"
 MASKS = "masks"
 OVERLAYS = "overlays"
+MAX_NAME_BYTES = 255  # of a file's name, on every common file system
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # no other image could be written either
 
 
 @dataclass
@@ -50,21 +55,24 @@ def predict(
 
     Writes ``masks/<name>.png``, ``overlays/<name>.jpg`` and ``scores.jsonl``, one record per image, written after its
     pictures. Names are the files' stems, with ``-2``, ``-3`` .. where stems meet. A bad image becomes a record with an
-    ``error``. With `resume`, images with a record and a mask are skipped and keep their names. Every file appears whole
-    or not at all. Raises InputError on wrong arguments and when there are no images.
+    ``error``, with no pictures left of an earlier run. With `resume`, images with a record and a mask are skipped and
+    keep their names. Every file appears whole or not at all. Raises InputError on wrong arguments and when there are no
+    images, OSError when `out` cannot be written to or is full.
     """
     out = Path(out)
     paths = find_images(inputs, exclude=out)
-    records = _read_records(out / RECORDS) if resume else []
-    kept = [record for record in records if (out / str(record.get("mask", ""))).is_file()]
-    done = {record["image"] for record in kept}
-    todo = [path for path in paths if _key(path) not in done]
-    results = model.segment_iter(todo, labels, threshold=threshold, batch_size=batch_size, on_error="keep")
+    done: set[str] = set()  # filled below: wrong arguments end the run here, with nothing written
+    remaining = (path for path in paths if _key(path) not in done)
+    results = model.segment_iter(remaining, labels, threshold=threshold, batch_size=batch_size, on_error="keep")
     for folder in (MASKS, OVERLAYS) if overlays else (MASKS,):
         (out / folder).mkdir(parents=True, exist_ok=True)
-    names = Names(record["name"] for record in kept)
+    names = Names()
+    if resume and (out / RECORDS).is_file():
+        done |= _keep_done(out, names)
+    else:
+        write_atomic(out / RECORDS, b"")
+    todo = [path for path in paths if _key(path) not in done]
     summary = Summary(skipped=len(paths) - len(todo))
-    write_atomic(out / RECORDS, b"".join(_line(record) for record in kept))
     with (
         (out / RECORDS).open("ab", buffering=0) as file,
         tqdm(results, total=len(todo), desc="predict", unit="image", disable=not progress) as bar,
@@ -88,13 +96,24 @@ class Names:
         self._next: dict[str, int] = {}
 
     def take(self, stem: str) -> str:
-        """`stem`, or the first free of ``stem-2``, ``stem-3`` .."""
-        name, key = stem, stem.casefold()
+        """`stem`, or the first free of ``stem-2``, ``stem-3`` ..; cut where the file's name would be too long."""
+        name = _cut(stem, "")
+        key = name.casefold()
         while name.casefold() in self._taken:
             self._next[key] = self._next.get(key, 1) + 1
-            name = f"{stem}-{self._next[key]}"
-        self._taken.add(name.casefold())
+            name = _cut(stem, f"-{self._next[key]}")
+        self.add(name)
         return name
+
+    def add(self, name: str) -> None:
+        """Take `name` as it is."""
+        self._taken.add(name.casefold())
+
+
+def _cut(stem: str, suffix: str) -> str:
+    while len(os.fsencode(f"{stem}{suffix}.png")) > MAX_NAME_BYTES:
+        stem = stem[:-1]
+    return stem + suffix
 
 
 def find_images(inputs: Sequence[str | Path], exclude: Path | None = None) -> list[Path]:
@@ -133,12 +152,17 @@ def _key(path: Path) -> str:
 def _write(result: Segmentation, path: Path, name: str, out: Path, overlays: bool) -> dict[str, Any]:
     """Write the pictures of one image and return its record; what is wrong with the image becomes part of it."""
     record: dict[str, Any] = {"image": _key(path), "name": name}
+    mask, picture = Path(MASKS, f"{name}.png"), Path(OVERLAYS, f"{name}.jpg")
     try:
-        mask, picture = Path(MASKS, f"{name}.png"), Path(OVERLAYS, f"{name}.jpg")
         if overlays and result.error is None:
             save_image(result.overlay(), out / picture)
         result.save_png(out / mask)
-    except DDNError as error:
+    except (DDNError, OSError) as error:
+        if isinstance(error, OSError) and error.errno in _FULL:
+            raise
+        for stale in (out / mask, out / picture):
+            with contextlib.suppress(OSError):
+                stale.unlink()
         return {**record, "error": {"type": type(error).__name__, "message": str(error)}}
     record |= {"height": result.mask.shape[0], "width": result.mask.shape[1], "mask": mask.as_posix()}
     if overlays:
@@ -152,16 +176,29 @@ def _line(record: dict[str, Any]) -> bytes:
     return json.dumps(record, allow_nan=False).encode("ascii") + b"\n"
 
 
-def _read_records(path: Path) -> list[dict[str, Any]]:
-    """Records of an earlier run; lines that are none (a last one cut short) are dropped: their images run again."""
-    if not path.is_file():
-        return []
-    records = []
-    for line in path.read_bytes().splitlines():
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(record, dict) and isinstance(record.get("image"), str) and isinstance(record.get("name"), str):
-            records.append(record)
-    return records
+def _keep_done(out: Path, names: Names) -> set[str]:
+    """The images that an earlier run finished; their names are taken, and their records alone stay in the file.
+
+    Lines that are no record (a last one cut short), and those without a mask, are dropped: their images run again.
+    Records are long and may be a million: they pass line by line.
+    """
+    done: set[str] = set()
+    temporary = out / f".{secrets.token_hex(8)}.tmp"
+    try:
+        with (out / RECORDS).open("rb") as old, temporary.open("wb") as new:
+            for line in old:
+                try:
+                    record = json.loads(line)
+                except ValueError:
+                    continue
+                if not isinstance(record, dict):
+                    continue
+                image, name, mask = (record.get(key) for key in ("image", "name", "mask"))
+                if isinstance(image, str) and isinstance(name, str) and mask and (out / str(mask)).is_file():
+                    new.write(line.rstrip() + b"\n")
+                    names.add(name)
+                    done.add(image)
+        temporary.replace(out / RECORDS)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return done

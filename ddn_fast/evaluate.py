@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from .errors import DataError, InputError
 from .images import VOID, Array, load_mask
-from .segmentation import Segmenter, Source
+from .segmentation import Segmenter, Source, source_name
 
 Floats = NDArray[np.float64]
 
@@ -185,10 +185,23 @@ def evaluate(
         raise InputError(f"labels: wanted 'identified' or 'truth', got {labels!r}")
     classes = model.config.classes
     pairs = _pairs(data, split, classes)
-    samples, tagged, images = itertools.tee(_samples(pairs, len(classes)), 3)  # apart by what is decoded ahead, no more
+    waiting: deque[_Sample] = deque()  # decoded ahead and not yet compared: as many as the network holds, no more
+    tags: deque[list[int]] = deque()
+
+    def images() -> Iterator[Source]:
+        for sample in _samples(pairs, len(classes)):
+            waiting.append(sample)
+            if labels == "truth":
+                tags.append(sample.tags)
+            yield sample.image
+
+    def named() -> Iterator[list[str]]:  # asked after each image
+        while tags:
+            yield [classes[index] for index in tags.popleft()]
+
     results = model.segment_iter(
-        (sample.image for sample in images),
-        ([classes[index] for index in sample.tags] for sample in tagged) if labels == "truth" else None,
+        images(),
+        named() if labels == "truth" else None,
         threshold=threshold,
         batch_size=batch_size,
     )
@@ -197,10 +210,10 @@ def evaluate(
     shown: list[NDArray[np.bool_]] = []
     total = len(pairs) if isinstance(pairs, Sequence) else None
     for result in tqdm(results, total=total, desc="evaluate", unit="image", disable=not progress):
-        sample = next(samples)
+        sample = waiting.popleft()
         if sample.mask.shape != result.mask.shape:
             raise DataError(
-                f"{_name(sample.image)}: wanted a mask of its size {result.mask.shape}, got {sample.mask.shape}"
+                f"{source_name(sample.image)}: wanted a mask of its size {result.mask.shape}, got {sample.mask.shape}"
             )
         matrix += confusion(sample.mask, result.mask, len(classes))
         scores.append(result.scores)
@@ -230,16 +243,12 @@ def _samples(pairs: Iterable[tuple[Source, Array | str | Path]], num_classes: in
     for image, mask in pairs:
         array = mask if isinstance(mask, np.ndarray) else load_mask(mask, num_classes)
         if array.dtype != np.uint8 or array.ndim != 2:
-            raise DataError(f"{_name(image)}: wanted a mask HxW uint8, got {array.dtype} {list(array.shape)}")
+            raise DataError(f"{source_name(image)}: wanted a mask HxW uint8, got {array.dtype} {list(array.shape)}")
         present = np.flatnonzero(np.bincount(array.ravel(), minlength=256))
         tags = [int(label) - 1 for label in present if label not in (0, VOID)]
         if tags and tags[-1] >= num_classes:
-            raise DataError(f"{_name(image)}: wanted mask labels 0 to {num_classes} and {VOID}, got {tags[-1] + 1}")
+            raise DataError(f"{source_name(image)}: wanted labels 0 to {num_classes} and {VOID}, got {tags[-1] + 1}")
         yield _Sample(image, array, tags)
-
-
-def _name(source: Any) -> str:
-    return str(source) if isinstance(source, str | Path) else "image"
 
 
 def _mean(values: Floats) -> float:

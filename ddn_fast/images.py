@@ -5,11 +5,13 @@ An image is HxWx3 uint8 RGB. A mask is HxW uint8: 0 background, ``l + 1`` for cl
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
 import math
 import os
 import secrets
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +20,19 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import (  # the plugins: each enters its format into Image.OPEN
+    BmpImagePlugin,  # noqa: F401
+    GifImagePlugin,  # noqa: F401
+    Image,
+    ImageDraw,
+    ImageFont,
+    JpegImagePlugin,  # noqa: F401
+    PngImagePlugin,  # noqa: F401
+    PpmImagePlugin,  # noqa: F401
+    TiffImagePlugin,  # noqa: F401
+    UnidentifiedImageError,
+    WebPImagePlugin,  # noqa: F401
+)
 from torch import Tensor
 
 from .config import MEAN_BGR
@@ -28,15 +42,15 @@ Kernel = Literal["bilinear", "bicubic"]
 Array = NDArray[np.uint8]
 
 VOID = 255
+EXIF_ORIENTATION = 0x0112  # the tag
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"})
 
-# Bounds on what a file may unpack to, checked on its header. The area is Pillow's own: above it Pillow warns.
+# Bounds on what a file may unpack to, checked on its header. The area is where Pillow warns.
 MAX_PIXELS = 89_478_485
 MAX_SIDE = 65_535
 
 # Only what is decoded in this process (Pillow hands EPS to Ghostscript). JPEG covers the MPO that phones write.
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
-_EXIF_ORIENTATION = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -53,7 +67,8 @@ def load_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Array:
 
     JPEG, PNG, BMP, GIF, TIFF, WebP or PNM; of an animation the first frame. Grey and palette images get three channels,
     transparency is laid on white, 16-bit grey keeps its high byte. Raises ImageError if the file is missing, not an
-    image, cut short or damaged, or has more than `max_pixels` (its header decides, before anything is decoded).
+    image, cut short or damaged, or has more than `max_pixels` (its header decides, before anything is decoded). For
+    TIFF and WebP beyond the default, raise ``PIL.Image.MAX_IMAGE_PIXELS`` as well: their decoders look at it.
     """
     path = Path(path)
     picture = _decode(path, ImageError, _FORMATS, max_pixels)
@@ -97,15 +112,38 @@ def _decode(path: Path, error_type: type[Exception], formats: tuple[str, ...], m
     if not path.is_file():
         raise error_type(f"{path}: {'not a file' if path.exists() else 'no such file'}")
     try:
-        picture = Image.open(path, formats=formats)
+        picture = open_picture(path, formats)
         with picture:
             _check_size(*picture.size, str(path), error_type, max_pixels)
             picture.load()
             return picture.copy() if getattr(picture, "is_animated", False) else picture
     except (ImageError, DataError):
         raise
+    except Image.DecompressionBombError as error:  # the decoders of TIFF and WebP ask again
+        bound = min(max_pixels, 2 * (Image.MAX_IMAGE_PIXELS or max_pixels))
+        raise error_type(f"{path}: wanted at most {bound} pixels, got more") from error
     except Exception as error:  # a decoder of a hostile file may raise nearly anything
         raise error_type(f"{path}: cannot be read as an image: {str(error) or type(error).__name__}") from error
+
+
+def open_picture(path: Path, formats: tuple[str, ...]) -> Image.Image:
+    """``Image.open``, header only, without Pillow's bound on pixels: it is one for the whole process and only warns.
+
+    The caller checks the size before decoding. Raises OSError, and whatever a decoder raises on a damaged header.
+    """
+    with path.open("rb") as file:
+        prefix = file.read(16)
+    source: Any = str(path)  # the plugins take a path, too, and then close the file themselves
+    for name in formats:
+        factory, accept = Image.OPEN.get(name, (None, None))
+        accepted = accept is None or accept(prefix)
+        if factory is None or not accepted or isinstance(accepted, str):  # a text says why this Pillow cannot
+            continue
+        try:
+            return factory(source, "")
+        except (SyntaxError, IndexError, TypeError, struct.error):  # not that format after all
+            continue
+    raise UnidentifiedImageError(f"not an undamaged {', '.join(formats)} file")
 
 
 def _check_size(width: int, height: int, what: str, error_type: type[Exception], max_pixels: int) -> None:
@@ -119,7 +157,7 @@ def _check_size(width: int, height: int, what: str, error_type: type[Exception],
 
 def _to_rgb(picture: Image.Image, path: Path) -> Image.Image:
     try:
-        orientation = picture.getexif().get(_EXIF_ORIENTATION, 1)
+        orientation = picture.getexif().get(EXIF_ORIENTATION, 1)
     except Exception:  # a broken EXIF block spoils the orientation, not the picture
         orientation = 1
     if orientation in _UPRIGHT:
@@ -276,14 +314,20 @@ def save_image(image: Array, path: str | Path) -> None:
 
 
 def write_atomic(path: str | Path, data: bytes) -> None:
-    """Write `data` to `path` so that no reader ever sees half of it: beside it first, then renamed over it."""
+    """Write `data` to `path` so that no reader ever sees half of it: beside it first, then renamed over it.
+
+    Raises OSError that names `path`.
+    """
     path = Path(path)
     temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
     try:
         temporary.write_bytes(data)
         temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno is not None:
+            raise OSError(error.errno, error.strerror, str(path)) from error  # of the same subclass, by its number
         raise
 
 

@@ -218,10 +218,18 @@ class DecoupledNet(nn.Module, Segmenter):
         return twin
 
     def encode(self, x: Tensor, trace: Trace = None) -> tuple[Features, HeadOutput]:
-        """The part that runs once per image: x ``[B,3,S,S]`` as section 1 leaves it."""
+        """The part that runs once per image: x ``[B,3,S,S]`` as section 1 leaves it.
+
+        Raises InputError if x has another shape, or another dtype or device than the network's parameters.
+        """
         side = self.config.side
+        if not isinstance(x, Tensor):
+            raise InputError(f"x: wanted a tensor [B,3,{side},{side}], got {type(x).__name__}")
         if x.dim() != 4 or tuple(x.shape[1:]) != (3, side, side):
             raise InputError(f"x: wanted [B,3,{side},{side}], got {list(x.shape)}")
+        like = self.input_like()
+        if x.dtype != like.dtype or x.device != like.device:
+            raise InputError(f"x: wanted {like.dtype} on {like.device}, as the network is, got {x.dtype} on {x.device}")
         features = self.encoder(x, self.ops, trace)
         return features, self.head(features.pool5, trace=trace)
 
@@ -240,7 +248,8 @@ class DecoupledNet(nn.Module, Segmenter):
         """Seg-scores ``[P,2,S,S]`` (background, foreground, before softmax), one per pass.
 
         x ``[B,3,S,S]`` as section 1 leaves it; labels ``[P,L]``, the y of section 4; image_of_pass ``[P]`` integers.
-        With `trace` (a dict) every intermediate is left in it by name. Raises InputError on other shapes.
+        With `trace` (a dict) every intermediate is left in it by name. Raises InputError on other shapes and,
+        of x, another dtype or device than the parameters'.
         """
         features, head = self.encode(x, trace)
         return self.decode(features, head, labels, image_of_pass, trace)

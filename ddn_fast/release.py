@@ -79,7 +79,7 @@ def read_caffemodel(
         wanted = blank(config).state_dict()
         problems: list[str] = []
         found = {name: _place(model, name, value.shape, problems) for name, value in wanted.items()}
-        _raise_all(model, problems)
+        raise_all(f"{model.path}: not a DecoupledNet", problems)
         tensors = {}
         for name, value in wanted.items():
             blob = found[name]
@@ -90,14 +90,15 @@ def read_caffemodel(
                 tensors[name] = torch.full(value.shape, fill, dtype=torch.float32, device="cpu")
         if verify_tied:
             _verify_tied(model, problems)
-            _raise_all(model, problems)
+            raise_all(f"{model.path}: not a DecoupledNet", problems)
         return config, tensors
 
 
-def _raise_all(model: CaffeModel, problems: list[str]) -> None:
+def raise_all(what: str, problems: list[str]) -> None:
+    """WeightsError with the first MAX_PROBLEMS of `problems` and how many more there are; returns if there is none."""
     if problems:
         more = f"; and {len(problems) - MAX_PROBLEMS} more" if len(problems) > MAX_PROBLEMS else ""
-        raise WeightsError(f"{model.path}: not a DecoupledNet: {'; '.join(problems[:MAX_PROBLEMS])}{more}")
+        raise WeightsError(f"{what}: {'; '.join(problems[:MAX_PROBLEMS])}{more}")
 
 
 def _infer_config(model: CaffeModel, side: int | None, classes: tuple[str, ...] | None) -> NetConfig:
@@ -111,7 +112,7 @@ def _infer_config(model: CaffeModel, side: int | None, classes: tuple[str, ...] 
         else:
             got = f"got {list(blobs[0].shape)}" if blobs else "the layer is missing"
             problems.append(f"{name}: wanted a weight of 4 axes, {got}")
-    _raise_all(model, problems)
+    raise_all(f"{model.path}: not a DecoupledNet", problems)
     count = shapes["cls-score-voc"][0]
     if classes is None:
         classes = VOC_CLASSES if count == len(VOC_CLASSES) else tuple(f"class_{k + 1}" for k in range(min(count, 1000)))

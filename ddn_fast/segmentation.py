@@ -75,7 +75,7 @@ class Segmentation:
         image = as_image(self.source)
         if image.shape[:2] != self.mask.shape:
             raise ImageError(
-                f"{_name(self.source)}: wanted the size {self.mask.shape} of its mask, got {image.shape[:2]}"
+                f"{source_name(self.source)}: wanted the size {self.mask.shape} of its mask, got {image.shape[:2]}"
             )
         index = {name: label for label, name in enumerate(self.classes, 1)}
         entries = [(index[label.name], f"{label.name} {label.score:.2f}") for label in self.labels]
@@ -182,7 +182,7 @@ class Segmenter:
         with torch.inference_mode(), _eval_mode(self):
             x = torch.stack([item.x for item in items if item.x is not None])
             scores, state = self.score_images(x.to(self.input_like()))
-            scores = _at_least_float32(scores).cpu()
+            scores = at_least_float32(scores).cpu()
             identified = identify(scores, threshold)
             chosen = [
                 found if item.chosen is None else item.chosen for item, found in zip(items, identified, strict=True)
@@ -207,7 +207,7 @@ class Segmenter:
             if not count:
                 yield torch.zeros(item.size, dtype=torch.uint8)
                 continue
-            difference = _at_least_float32(torch.stack(list(itertools.islice(planes, count))))
+            difference = at_least_float32(torch.stack(list(itertools.islice(planes, count))))
             if difference.isnan().any():
                 yield None
             else:
@@ -215,7 +215,9 @@ class Segmenter:
 
     def _result(self, item: _Item, classes: tuple[int, ...], scores: Tensor, label_map: Tensor | None) -> Segmentation:
         if label_map is None:
-            error = NumericsError(f"{_name(item.source)}: the network's scores are not finite: check weights and dtype")
+            error = NumericsError(
+                f"{source_name(item.source)}: the network's scores are not finite: check weights and dtype"
+            )
             return self._failed(item._replace(error=error))
         names = self.config.classes
         lookup = np.array([0, *(index + 1 for index in classes)], np.uint8)
@@ -282,7 +284,8 @@ def _zip_labels(
         yield image, names  # type: ignore[misc]
 
 
-def _at_least_float32(x: Tensor) -> Tensor:
+def at_least_float32(x: Tensor) -> Tensor:
+    """x in float32, or as it is in float64; any shape."""
     return x if x.dtype == torch.float64 else x.float()
 
 
@@ -290,7 +293,8 @@ def _is_one_image(images: Any) -> bool:
     return isinstance(images, str | os.PathLike) or (isinstance(images, np.ndarray) and images.ndim < 4)
 
 
-def _name(source: Any) -> str:
+def source_name(source: Any) -> str:
+    """What messages call an image: its path, or "image" for an array."""
     return str(source) if isinstance(source, str | os.PathLike) else "image"
 
 

@@ -16,11 +16,13 @@ from typing import Any
 
 import safetensors.torch
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from .config import MEAN_BGR, STAGE_CONVS
 from .errors import InputError, WeightsError
 from .network import DecoupledNet
+from .release import raise_all
 
 CONVENTIONS = ("torchvision", "caffe")
 
@@ -66,9 +68,7 @@ def load_vgg16(model: DecoupledNet, path: str | Path, convention: str = "torchvi
                 problems.append(f"{module}.{kind}: holds NaN or infinity")
             else:
                 loaded[f"{name}.{kind}"] = value.reshape(wanted.shape)
-    if problems:
-        widths = f"a VGG-16 of widths {model.config.widths} and {model.config.fc}"
-        raise WeightsError(f"{path}: wanted {widths}: {'; '.join(problems[:10])}")
+    raise_all(f"{path}: wanted a VGG-16 of widths {model.config.widths} and {model.config.fc}", problems)
     if convention == "torchvision":
         first = "encoder.conv1_1"
         loaded[f"{first}.weight"], loaded[f"{first}.bias"] = fold_input(
@@ -103,8 +103,11 @@ def _read(path: Path) -> dict[str, Any]:
             return dict(safetensors.torch.load_file(path))
         # torchvision's own download is of torch's older format, which cannot be mapped
         values = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except Exception as error:  # a damaged file raises anything from OSError to KeyError out of torch.load
+    except (OSError, SafetensorError) as error:
         raise WeightsError(f"{path}: cannot read VGG-16 weights: {type(error).__name__}: {error}") from error
+    except Exception as error:  # a damaged file raises anything out of torch.load, with advice to load it unsafely
+        wanted = "wanted an undamaged file of torch.save that holds tensors and nothing else"
+        raise WeightsError(f"{path}: cannot read VGG-16 weights: {type(error).__name__}: {wanted}") from error
     if not isinstance(values, dict):
         raise WeightsError(f"{path}: wanted a state dict, got {type(values).__name__}")
     return values

@@ -30,7 +30,7 @@ from torch import Tensor
 from .config import NetConfig
 from .errors import ConfigError, InputError, WeightsError
 from .network import DecoupledNet
-from .release import blank, read_caffemodel
+from .release import blank, raise_all, read_caffemodel
 from .vgg import load_vgg16
 
 __all__ = ["convert", "load", "load_vgg16", "read_metadata", "save"]
@@ -39,7 +39,6 @@ FORMAT = 1
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 MAX_CONFIG_BYTES = 2**20
 ALIGNMENT = 64  # bytes, as torch allocates
-MAX_PROBLEMS = 10  # listed in one message
 VGG_SUFFIXES = (".pth", ".pt", ".safetensors")
 
 
@@ -54,7 +53,7 @@ def save(model: DecoupledNet, folder: str | Path, metadata: dict[str, Any] | Non
     text, identity = _config_text(model.config, metadata)
     tensors = {name: value.detach() for name, value in model.state_dict().items()}
     problems = [f"{name}: cannot store {t.dtype}" for name, t in tensors.items() if t.dtype == torch.float64]
-    _raise_all(f"{folder}: not saved", problems or _not_finite(tensors))
+    raise_all(f"{folder}: not saved", problems or _not_finite(tensors))
     document = json.dumps(json.loads(text) | {"id": identity}, indent=2, ensure_ascii=False)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -67,7 +66,7 @@ def save(model: DecoupledNet, folder: str | Path, metadata: dict[str, Any] | Non
             os.replace(config, folder / CONFIG)  # noqa: PTH105
             _sync(folder)
     except OSError as error:
-        raise WeightsError(f"{folder}: cannot write: {error}") from error
+        raise WeightsError(f"{folder}: cannot write: {error.strerror or error}") from error
 
 
 def load(
@@ -85,7 +84,7 @@ def load(
     """
     path = Path(path)
     config, tensors, _ = _read(path, side, None if classes is None else tuple(classes))
-    _raise_all(str(path), _not_finite(tensors))
+    raise_all(str(path), _not_finite(tensors))
     try:
         return _assemble(config, tensors).to(device)
     except (RuntimeError, AssertionError) as error:  # torch raises either for a device that is not there
@@ -189,7 +188,7 @@ def _read_folder(
             shape, dtype = list(part.get_shape()), part.get_dtype()
             if (shape, dtype) != (wanted[name], "F32"):
                 problems.append(f"{name}: wanted {wanted[name]} of F32, got {shape} of {dtype}")
-        _raise_all(f"{folder / WEIGHTS}: not the network of its {CONFIG}", problems)
+        raise_all(f"{folder / WEIGHTS}: not the network of its {CONFIG}", problems)
         tensors = {name: _aligned(file.get_tensor(name)) for name in wanted}
     return config, tensors, document
 
@@ -279,12 +278,6 @@ def _not_finite(tensors: dict[str, Tensor]) -> list[str]:
         for name, value in tensors.items()
         if value.numel() and not torch.stack(torch.aminmax(value)).isfinite().all()
     ]
-
-
-def _raise_all(what: str, problems: list[str]) -> None:
-    if problems:
-        more = f"; and {len(problems) - MAX_PROBLEMS} more" if len(problems) > MAX_PROBLEMS else ""
-        raise WeightsError(f"{what}: {'; '.join(problems[:MAX_PROBLEMS])}{more}")
 
 
 @contextlib.contextmanager

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -144,6 +146,81 @@ def test_a_second_run_does_not_read_its_own_output(weights, photos):
 def test_names_never_meet_even_without_case():
     names = Names(["a"])
     assert [names.take(stem) for stem in ("A", "a", "b", "a-2", "B")] == ["A-2", "a-3", "b", "a-2-2", "B-2"]
+
+
+def test_names_are_cut_to_what_a_file_may_be_called(tmp_path):
+    names = Names()
+    stems = ["x" * 251, "x" * 251, "x" * 255, "é" * 125, "É" * 125, "画" * 90 + "\udcff"]
+    taken = [names.take(stem) for stem in stems]
+    assert taken[:3] == ["x" * 251, "x" * 249 + "-2", "x" * 249 + "-3"]
+    assert taken[3:] == ["é" * 125, "É" * 124 + "-2", "画" * 83]
+    for name in taken:
+        (tmp_path / f"{name}.png").write_bytes(b"")
+    assert len({name.casefold() for name in taken}) == len(list(tmp_path.iterdir())) == 6
+
+
+def test_long_names_that_meet_do_not_end_the_run(weights, tmp_path):
+    for folder in "ab":
+        (tmp_path / folder).mkdir()
+        write_image(tmp_path / folder / ("x" * 251 + ".png"), 1, 20, 20)
+    assert predict(weights, tmp_path / "out", tmp_path / "a", tmp_path / "b") == 0
+    assert len(list((tmp_path / "out/masks").iterdir())) == 2
+
+
+def test_an_image_that_cannot_be_written_is_recorded_and_a_full_disk_ends_the_run(
+    weights, photos, tmp_path, monkeypatch, capsys
+):
+    out = tmp_path / "out"
+    (out / "masks/a.png").mkdir(parents=True)
+    assert predict(weights, out, photos) == 1
+    (bad,) = (record for record in records(out) if "error" in record)
+    assert (bad["name"], bad["error"]["type"]) == ("a", "IsADirectoryError")
+    assert not (out / "overlays/a.jpg").exists()
+    assert "2 images segmented, 1 failed" in capsys.readouterr().out
+
+    def full(*_args: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(cli_predict, "save_image", full)
+    assert predict(weights, tmp_path / "full", photos) == 2
+    assert records(tmp_path / "full") == []
+
+
+def test_an_image_that_fails_leaves_no_pictures_of_an_earlier_run(weights, photos, tmp_path):
+    out = tmp_path / "out"
+    assert predict(weights, out, photos) == 0
+    (photos / "b.PNG").write_text("broken")
+    assert predict(weights, out, photos) == 1
+    assert files(out) == ["masks/a-2.png", "masks/a.png", "overlays/a-2.jpg", "overlays/a.jpg", "scores.jsonl"]
+
+
+def test_resume_does_not_hold_the_records(tmp_path):
+    (tmp_path / "mask.png").write_bytes(b"")
+    scores = {f"class {k}": k / 7 for k in range(200)}
+    with (tmp_path / "scores.jsonl").open("w") as file:
+        for k in range(1000):
+            record = {"image": f"/{k}.png", "name": str(k), "mask": "mask.png" if k else "none.png", "scores": scores}
+            file.write(json.dumps(record) + "\n")
+    names = Names()
+    tracemalloc.start()
+    try:
+        done = cli_predict._keep_done(tmp_path, names)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert done == {f"/{k}.png" for k in range(1, 1000)}
+    assert [record["name"] for record in records(tmp_path)] == [str(k) for k in range(1, 1000)]
+    assert (names.take("0"), names.take("999")) == ("0", "999-2")
+    assert peak < 10**6 < (tmp_path / "scores.jsonl").stat().st_size / 4
+
+
+def test_wrong_arguments_change_nothing_on_resume(weights, photos, tmp_path):
+    out = tmp_path / "out"
+    (photos / "c.png").write_text("broken")
+    assert predict(weights, out, photos) == 1
+    before = (out / "scores.jsonl").read_bytes()
+    assert predict(weights, out, photos, "--resume", "--labels", "dgo") == 2
+    assert (out / "scores.jsonl").read_bytes() == before
 
 
 def test_a_file_named_twice_runs_once(photos, monkeypatch):

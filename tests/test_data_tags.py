@@ -236,9 +236,19 @@ def test_few_is_the_same_on_every_machine_and_for_every_order_of_the_tags() -> N
 
 
 def test_few_takes_all_and_warns_where_a_class_runs_short() -> None:
-    with pytest.warns(UserWarning, match=r"class 'owl': wanted 10 masked images, took all 6 .*6 hold the class"):
+    with pytest.warns(UserWarning, match=r"wanted 10 masked images for each .* 'owl' 6 \(of 6 that hold it\)"):
         chosen = choose_few(TAGS, ("cat", "dog", "owl"), 10)
     assert len(chosen) == 26
+
+
+def test_few_names_all_short_classes_in_one_warning_at_the_caller(root: Path) -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        choose_few(TAGS, ("cat", "dog", "owl"), 100)
+        few_masks(VocFolder(root), "train", 9, progress=False)
+    assert len(caught) == 2
+    assert all(f"'{name}' " in str(warning.message) for warning in caught for name in ("cat", "dog", "owl"))
+    assert {warning.filename for warning in caught} == {__file__}
 
 
 @pytest.mark.parametrize(("k", "seed", "message"), [(0, 0, "k: wanted"), (-1, 0, "k: wanted"), (1, -1, "seed: wanted")])
@@ -249,7 +259,7 @@ def test_few_refuses_senseless_numbers(k: int, seed: int, message: str) -> None:
 
 def test_few_masks_reads_the_masks_of_a_split(root: Path) -> None:
     folder = VocFolder(root)
-    with pytest.warns(UserWarning, match="class 'owl'"):
+    with pytest.warns(UserWarning, match="'owl' 0"):
         assert few_masks(folder, "train", 1, progress=False) == ["a", "b"]
     (root / "ImageSets/Segmentation/empty.txt").write_text("d\n")
     with pytest.warns(UserWarning, match="class"), pytest.raises(DataError, match="no masked image holds any class"):
@@ -257,6 +267,6 @@ def test_few_masks_reads_the_masks_of_a_split(root: Path) -> None:
 
 
 def test_unknown_tags_are_not_taken_as_present() -> None:
-    with pytest.warns(UserWarning, match="class 'dog'"):
+    with pytest.warns(UserWarning, match="'dog' 0 "):
         assert choose_few(many(("x", 3, [1, -1])), ("cat", "dog"), 2) != []
     assert tags.UNKNOWN == -1

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import pickle
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from ddn_fast.data.voc import read_text
 from ddn_fast.errors import DataError, ImageError
 
 LABELS = {"a": [1], "b": [2, 3], "c": None}
-SAMPLE = Path(__file__).parents[2] / "shared" / "voc_sample"
+SAMPLE = os.environ.get("DDN_VOC_SAMPLE", "")
 
 
 @pytest.fixture
@@ -232,7 +233,7 @@ def test_file_that_is_no_image_is_a_named_error(root: Path) -> None:
             method("a")
 
 
-@pytest.mark.skipif(not SAMPLE.is_dir(), reason="the real sample image is not beside this checkout")
+@pytest.mark.skipif(not SAMPLE, reason="DDN_VOC_SAMPLE names no folder with VOC's 2011_000003")
 def test_real_voc_image_and_mask_are_read() -> None:
     folder = VocFolder(SAMPLE)
     assert folder.ids("all") == ("2011_000003",)

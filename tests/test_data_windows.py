@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from ddn_fast.data import VocFolder, WindowItem, build_items, class_subsets, rea
 from ddn_fast.errors import DataError, ImageError
 
 GOLDEN_LIST = Path(__file__).parent / "golden/segdata/list.txt"
-SAMPLE = Path(__file__).parents[2] / "shared" / "voc_sample"
+SAMPLE = os.environ.get("DDN_VOC_SAMPLE", "")
 ITEM = WindowItem("JPEGImages/a.png", "SegmentationClass/a.png", (-3, 0, 20, 23), (0, 2))
 
 
@@ -261,7 +262,7 @@ def test_item_that_a_list_cannot_hold_leaves_the_old_list(tmp_path: Path, item: 
     assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.skipif(not SAMPLE.is_dir(), reason="the real sample image is not beside this checkout")
+@pytest.mark.skipif(not SAMPLE, reason="DDN_VOC_SAMPLE names no folder with VOC's 2011_000003")
 def test_real_voc_image_gives_items_of_its_three_subsets() -> None:
     items = build_items(VocFolder(SAMPLE), ["2011_000003"], progress=False)
     assert {item.subset for item in items} == {(4,), (14,), (4, 14)}

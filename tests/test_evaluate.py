@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import weakref
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -130,6 +132,22 @@ def test_truth_labels_segment_what_the_masks_show(net):
     expected = confusion(masks[0], only, 6)
     expected[0, 0] += 400
     assert np.array_equal(result.confusion, expected)
+
+
+@pytest.mark.parametrize("labels", ["identified", "truth"])
+def test_only_the_masks_decoded_ahead_are_held(net, labels):
+    masks: list[weakref.ref[np.ndarray]] = []
+    alive: list[int] = []
+
+    def pairs() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for seed in range(40):
+            mask = random_mask(seed, 9, 9)
+            masks.append(weakref.ref(mask))
+            alive.append(sum(reference() is not None for reference in masks))
+            yield random_image(seed, 9, 9), mask
+
+    assert evaluate(net, pairs(), labels=labels, batch_size=2).images == 40
+    assert max(alive) <= 12
 
 
 def test_average_precision_ranks_the_images_by_score(net):

@@ -17,7 +17,6 @@ from PIL import Image
 from slow_resize import slow_imresize_axis
 from tiny_net import random_image, write_image
 
-from ddn_fast import images
 from ddn_fast.config import MEAN_BGR
 from ddn_fast.errors import DataError, ImageError, InputError
 from ddn_fast.images import (
@@ -228,13 +227,29 @@ def png_header(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + data + chunk(b"IEND", b"")
 
 
-@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("size", [(30_000, 30_000), (2**31 - 1, 2**31 - 1), (70_000, 1), (10_000, 9_000)])
 def test_huge_dimensions_are_refused_by_the_header(tmp_path, size, monkeypatch):
     (tmp_path / "a.png").write_bytes(png_header(*size))
     monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("decoded"))
-    with pytest.raises(ImageError, match=r"a\.png"):
+    with pytest.raises(ImageError, match=r"a\.png: wanted at most 89478485 pixels"):
         load_image(tmp_path / "a.png")
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("suffix", ["png", "gif", "bmp", "ppm", "jpeg"])
+def test_a_bound_above_pillows_own_holds(tmp_path, suffix, monkeypatch):
+    Image.fromarray(random_image(1, 20, 30)).save(tmp_path / f"a.{suffix}")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # Pillow warns above, and raises above twice as many
+    assert load_image(tmp_path / f"a.{suffix}", max_pixels=10**9).shape == (20, 30, 3)
+
+
+@pytest.mark.parametrize("suffix", ["tiff", "webp"])
+def test_a_bound_inside_pillows_decoder_is_a_named_error(tmp_path, suffix, monkeypatch):
+    Image.fromarray(random_image(1, 20, 30)).save(tmp_path / f"a.{suffix}")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(ImageError, match="wanted at most 200 pixels, got more"):
+        load_image(tmp_path / f"a.{suffix}", max_pixels=10**9)
 
 
 def test_the_bound_on_pixels_is_the_callers(tmp_path):
@@ -332,6 +347,21 @@ def test_failed_write_leaves_the_old_file_and_nothing_beside(tmp_path, monkeypat
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.bin"]
 
 
+def test_failed_write_names_the_file_that_was_wanted(tmp_path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder").mkdir()
+    mask = np.zeros((2, 2), np.uint8)
+    for name, kind in (
+        ("nodir/a.png", FileNotFoundError),
+        ("file/a.png", NotADirectoryError),
+        ("folder", IsADirectoryError),
+    ):
+        with pytest.raises(kind) as error:
+            save_mask(mask, tmp_path / name)
+        assert error.value.filename == str(tmp_path / name)
+        assert ".tmp" not in str(error.value)
+
+
 def test_written_file_has_the_usual_permissions(tmp_path):
     write_atomic(tmp_path / "a", b"x")
     (tmp_path / "b").write_bytes(b"x")
@@ -382,9 +412,9 @@ def test_a_decoder_that_raises_anything_becomes_an_image_error(tmp_path, monkeyp
     path = write_image(tmp_path / "a.png", 1, 4, 4)
 
     def crash(*_args: object, **_options: object) -> None:
-        raise struct.error("unpack")
+        raise RuntimeError("unpack")
 
-    monkeypatch.setattr(images.Image, "open", crash)
+    monkeypatch.setitem(Image.OPEN, "PNG", (crash, None))
     with pytest.raises(ImageError, match="unpack"):
         load_image(path)
 

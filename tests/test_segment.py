@@ -395,3 +395,23 @@ def test_decoding_stays_a_few_batches_ahead(net, pictures):
         next(stream)
     stream.close()
     assert latest[0] <= 5 + 2 * 2 + 2
+
+
+def test_an_x_the_network_cannot_take_is_a_named_error():
+    net = tiny_net()
+    for x, message in [
+        (np.zeros((1, 3, 64, 64), np.float32), r"x: wanted a tensor \[B,3,64,64\], got ndarray"),
+        (torch.zeros(1, 3, 64, 64, dtype=torch.uint8), "x: wanted torch.float32 on cpu, .*, got torch.uint8 on cpu"),
+        (torch.zeros(1, 3, 64, 64, dtype=torch.float64), "got torch.float64 on cpu"),
+        (torch.zeros(1, 3, 64, 64, device="meta"), "got torch.float32 on meta"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            net.classify(x)
+
+
+def test_the_check_of_x_compiles_and_lets_autocast_pass():
+    net, x = tiny_net(), torch.zeros(1, 3, 64, 64)
+    compiled = torch.compile(net.classify, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), net.classify(x))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert net.classify(x).isfinite().all()

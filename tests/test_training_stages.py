@@ -459,9 +459,7 @@ def test_a_bad_image_is_one_line_from_a_loaders_process_too(small: VocFolder, tm
         stage_1(small, tmp_path / "out", workers=1)
 
 
-def test_a_split_named_for_validation_must_exist_and_the_default_one_need_not(
-    small: VocFolder, tmp_path: Path
-) -> None:
+def test_a_split_named_for_validation_must_exist_and_the_default_one_need_not(small: VocFolder, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="vall"):
         stage_2(small, tmp_path / "misspelt", val_split="vall")
     for folder in ("Segmentation", "Main"):

@@ -29,7 +29,7 @@ def few_masks(
     """
     masked = folder.masked_ids(split)
     tags = tags_from_masks(folder, masked, cache_dir=cache_dir, progress=progress)
-    return choose_few(tags, folder.classes, k, seed)
+    return _choose(tags, folder.classes, k, seed)
 
 
 def choose_few(tags: Mapping[str, NDArray[np.int8]], classes: Sequence[str], k: int, seed: int = 0) -> list[str]:
@@ -38,9 +38,13 @@ def choose_few(tags: Mapping[str, NDArray[np.int8]], classes: Sequence[str], k: 
     The classes are served one after the other, the rarest first (fewest images; on a tie the lower index). A class
     takes the first k images, in a seeded order of its own, that no class before it has taken. So an image counts only
     for the class it was taken for, no image is taken twice, and k * L are taken in all. A class with fewer than k
-    images left takes them all, with a warning that names it. The choice depends on the ids and the seed, not on the
+    images left takes them all; one warning names these classes. The choice depends on the ids and the seed, not on the
     order of ``tags``.
     """
+    return _choose(tags, classes, k, seed)
+
+
+def _choose(tags: Mapping[str, NDArray[np.int8]], classes: Sequence[str], k: int, seed: int) -> list[str]:
     if k < 1:
         raise DataError(f"k: wanted at least 1 image for each class, got {k}")
     if seed < 0:
@@ -50,6 +54,7 @@ def choose_few(tags: Mapping[str, NDArray[np.int8]], classes: Sequence[str], k: 
         for number in range(len(classes))
     ]
     taken: set[str] = set()
+    short: list[str] = []
     for number in sorted(range(len(classes)), key=lambda number: (len(holders[number]), number)):
         # Ranks from raw doubles: numpy may change the algorithm of shuffle and choice between versions.
         ranks = np.random.Generator(np.random.PCG64([seed, number])).random(len(holders[number]))
@@ -57,11 +62,11 @@ def choose_few(tags: Mapping[str, NDArray[np.int8]], classes: Sequence[str], k: 
         chosen = [image_id for image_id in order if image_id not in taken][:k]
         taken.update(chosen)
         if len(chosen) < k:
-            warnings.warn(
-                f"class {classes[number]!r}: wanted {k} masked images, took all {len(chosen)} that were left "
-                f"({len(holders[number])} hold the class)",
-                stacklevel=2,
-            )
+            short.append(f"{classes[number]!r} {len(chosen)} (of {len(holders[number])} that hold it)")
+    if short:
+        warnings.warn(
+            f"wanted {k} masked images for each class, took all that were left for {', '.join(short)}", stacklevel=3
+        )
     if not taken:
         raise DataError("no masked image holds any class")
     return sorted(taken)

@@ -12,7 +12,7 @@ from PIL import Image
 
 from ..config import VOC_CLASSES
 from ..errors import DataError, ImageError
-from ..images import load_image, load_mask
+from ..images import EXIF_ORIENTATION, load_image, load_mask, open_picture
 
 IMAGE_FOLDER = "JPEGImages"
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -22,7 +22,6 @@ CLASS_FILES = ("classes.txt", "labels.txt")
 ALL = "all"  # the one split of a folder without ImageSets
 
 MAX_TEXT_BYTES = 64 << 20
-_EXIF_ORIENTATION = 0x0112
 
 
 class VocFolder:
@@ -136,7 +135,7 @@ class VocFolder:
         """(height, width) of an image from its header alone, EXIF orientation applied; ImageError as :meth:`image`."""
         path = self.image_path(image_id)
         try:
-            with Image.open(path, formats=("JPEG", "PNG")) as header:
+            with open_picture(path, ("JPEG", "PNG")) as header:
                 width, height = header.size
                 turned = _is_turned(header)
         except Exception as error:  # a decoder of a hostile file may raise nearly anything
@@ -225,7 +224,7 @@ def numbered_lines(path: Path) -> list[tuple[int, str]]:
 
 def _is_turned(header: Image.Image) -> bool:
     try:
-        return header.getexif().get(_EXIF_ORIENTATION, 1) in (5, 6, 7, 8)
+        return header.getexif().get(EXIF_ORIENTATION, 1) in (5, 6, 7, 8)
     except Exception:  # load_image passes over a broken EXIF block, too
         return False
 

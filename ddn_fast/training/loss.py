@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-VOID = 255
+from ..images import VOID
+from ..segmentation import at_least_float32
 
 
 def classification_loss(score_map: Tensor, tags: Tensor) -> Tensor:
@@ -15,7 +16,7 @@ def classification_loss(score_map: Tensor, tags: Tensor) -> Tensor:
     score_map ``[B,L,G,G]`` before any sigmoid; tags ``[B,L]``: 1 present, 0 absent, -1 unknown (does not count).
     """
     known = tags >= 0
-    scores = _at_least_float32(score_map).mean((2, 3))
+    scores = at_least_float32(score_map).mean((2, 3))
     losses = F.binary_cross_entropy_with_logits(scores, tags.clamp(min=0).to(scores), reduction="none")
     return torch.where(known, losses, 0).sum() / len(tags)
 
@@ -28,8 +29,4 @@ def segmentation_loss(scores: Tensor, target: Tensor) -> Tensor | None:
     """
     if not bool((target != VOID).any()):
         return None
-    return F.cross_entropy(_at_least_float32(scores), target.to(torch.int64), ignore_index=VOID)
-
-
-def _at_least_float32(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+    return F.cross_entropy(at_least_float32(scores), target.to(torch.int64), ignore_index=VOID)
