@@ -1,4 +1,4 @@
-# make demo    train both stages on generated images and segment images never trained on (about 8 minutes on 2 cores)
+# make demo    train both stages on generated images and segment images never trained on (6 minutes on 2 cores)
 # make test    checks and tests
 # Both set up what they need in .venv. Needed on the machine: python3 (3.10 to 3.13, with venv and headers), g++, make.
 # DDN_CUDA=OFF|ON|AUTO, TORCH_CUDA_ARCH_LIST and MAX_JOBS reach the build. TORCH names the torch to install, TORCH_INDEX
