@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from .data.synthetic import generate
+from .data.tags import mask_classes
 from .data.voc import VocFolder
 from .errors import DDNError
 from .evaluate import Evaluation, evaluate
@@ -88,7 +89,7 @@ def table(folder: VocFolder, out: Path, result: Evaluation, seconds: float) -> s
 
 def choose_ids(folder: VocFolder, count: int = 6) -> list[str]:
     """The first held-out images that show two or three classes, for a picture that says something."""
-    busy = [name for name in folder.masked_ids("val") if 2 <= _classes_in(folder.mask(name)) <= CLASS_MAPS]
+    busy = [name for name in folder.masked_ids("val") if 2 <= len(mask_classes(folder.mask(name))) <= CLASS_MAPS]
     return busy[:count]
 
 
@@ -122,10 +123,6 @@ def class_maps(model: DecoupledNet, image: Picture) -> list[tuple[str, float, ND
     classes = passes.classes[0]
     found = zip(classes, planes[-len(classes) :], strict=True)
     return [(model.config.classes[c], float(scores[0, c]), plane.float().numpy()) for c, plane in found]
-
-
-def _classes_in(mask: Picture) -> int:
-    return sum(0 < value < 255 for value in np.unique(mask).tolist())
 
 
 def _heat(image: Picture, plane: NDArray[np.float32]) -> Picture:

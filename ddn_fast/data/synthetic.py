@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from ..errors import DataError
 from ..images import VOID, save_mask, write_atomic
+from .tags import mask_classes
 
 Image = NDArray[np.uint8]
 
@@ -166,7 +167,7 @@ def _write_one(root: Path, seed: int, settings: Settings, job: tuple[str, int]) 
     write_atomic(root / f"JPEGImages/{name}.jpg", jpeg.tobytes())
     if kind != "closeup":
         save_mask(mask, root / f"SegmentationClass/{name}.png")
-    return name, [int(v) - 1 for v in np.unique(mask) if 0 < v < VOID]
+    return name, mask_classes(mask)
 
 
 def _background(rng: np.random.Generator, height: int, width: int) -> NDArray[np.float32]:

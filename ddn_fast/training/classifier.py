@@ -21,7 +21,7 @@ from .curves import draw_curves
 from .loop import Batch, Run, check_stage, default_workers
 from .loss import classification_loss
 from .recipe import Recipe
-from .solver import build_optimizer, trained_modules
+from .solver import build_optimizer, train_only, trained_modules
 
 
 def train_classifier(
@@ -56,11 +56,7 @@ def train_classifier(
         add_batch_norm(model)
     model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     modules = trained_modules(model, "classifier")
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
-    for module in modules:
-        module.requires_grad_(True).train()
-
+    train_only(model, modules)
     if split is None:
         split = "Main/train" if (folder.root / "ImageSets/Main/train.txt").is_file() else "train"
     chosen = list(ids) if ids is not None else list(folder.ids(split))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from .curves import draw_curves
 from .loop import Batch, Run, batches_from, check_stage, default_workers
 from .loss import segmentation_loss
 from .recipe import Recipe
-from .solver import build_optimizer, trained_modules
+from .solver import build_optimizer, train_only, trained_modules
 
 DEFAULT_VAL_SPLIT = "val"
 
@@ -61,22 +62,26 @@ def train_segmenter(
     model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     ids, windows = _windows(folder, split, recipe, items, out, progress)
     modules = trained_modules(model, "segmenter")
-    _set_trained(model, modules)
+    train_only(model, modules)
+
+    def items_of(plan: Recipe, seed: int) -> SegmentationItems:
+        return SegmentationItems(
+            folder.root, windows, folder.num_classes, samples=plan.samples, seed=seed, new_side=plan.resize,
+            side=model.config.side, cache_bytes=cache_bytes,
+        )  # fmt: skip
 
     def validate() -> dict[str, float]:
-        _reestimate(model, recipe, folder, windows, run)
+        _reestimate(run, items_of)
         result = evaluate(model, folder, val_split)
-        _set_trained(model, modules)
+        train_only(model, modules)
         return {"mean_iu": result.mean_iu}
 
-    datasets = {
-        "samples": recipe.samples, "new_side": recipe.resize, "side": model.config.side, "cache_bytes": cache_bytes,
-    }  # fmt: skip
+    validates = _has_masks(folder, val_split)
     run = Run(
         recipe=recipe,
         model=model,
         optimizer=build_optimizer(modules, recipe),
-        items=SegmentationItems(folder.root, windows, folder.num_classes, seed=recipe.seed, **datasets),
+        items=items_of(recipe, recipe.seed),
         loss=lambda batch: segmentation_loss(training_scores(model, batch), batch["target"]),
         out=out,
         identity={
@@ -84,17 +89,17 @@ def train_segmenter(
             "frozen": _digest(model.encoder, model.head),
             "data": data_identity(folder, split, [f"{i.image} {i.window} {i.subset}" for i in windows]),
         },
-        validate=validate if _has_masks(folder, val_split) else None,
+        validate=validate if validates else None,
         on_start=lambda: _write_windows(out, folder, ids, windows),
         workers=default_workers() if workers is None else workers,
         progress=progress,
         description="stage 2: segmenter",
     )
     run.train(resume)
-    _reestimate(model, recipe, folder, windows, run)
+    _reestimate(run, items_of)
     model.eval().requires_grad_(True)
     metadata: dict[str, Any] = {"stage": "segmenter", "recipe": recipe.to_dict()}
-    if _has_masks(folder, val_split):
+    if validates:
         result = evaluate(model, folder, val_split, progress=progress)
         run.add({"iteration": recipe.iterations, "mean_iu": result.mean_iu})
         metadata["validation"] = result.to_dict()
@@ -127,14 +132,6 @@ def training_scores(model: DecoupledNet, batch: Batch) -> Tensor:
     return model.decoder(joined, features.switches, None, model.ops)
 
 
-def _set_trained(model: DecoupledNet, modules: list[torch.nn.Module]) -> None:
-    model.eval()
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
-    for module in modules:
-        module.requires_grad_(True).train()
-
-
 def _windows(
     folder: VocFolder, split: str, recipe: Recipe, items: Any, out: Path, progress: bool
 ) -> tuple[list[str], list[WindowItem]]:
@@ -158,17 +155,14 @@ def _write_windows(out: Path, folder: VocFolder, ids: list[str], windows: list[W
         write_atomic(out / "masks.txt", "".join(f"{name}\n" for name in ids).encode())
 
 
-def _reestimate(model: DecoupledNet, recipe: Recipe, folder: VocFolder, windows: list[WindowItem], run: Run) -> None:
+def _reestimate(run: Run, items_of: Callable[[Recipe, int], SegmentationItems]) -> None:
     """101 augmented batches of 16 that no solver step has seen: the stream of another seed."""
+    recipe = run.recipe
     plan = dataclasses.replace(recipe, iterations=recipe.bn_batches, batch=recipe.bn_batch, accumulate=1)
-    items = SegmentationItems(
-        folder.root, windows, folder.num_classes, seed=recipe.seed + 1, samples=plan.samples, new_side=recipe.resize,
-        side=model.config.side,
-    )  # fmt: skip
     reestimate(
-        model,
-        batches_from(items, plan, 0, run.workers),
-        lambda batch: training_scores(model, {name: value.to(run.device) for name, value in batch.items()}),
+        run.model,
+        batches_from(items_of(plan, recipe.seed + 1), plan, 0, run.workers),
+        lambda batch: training_scores(run.model, {name: value.to(run.device) for name, value in batch.items()}),
     )
 
 

@@ -87,6 +87,13 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
         group["lr"] = lr
 
 
+def train_only(model: DecoupledNet, modules: list[nn.Module]) -> None:
+    """Freeze the network but for `modules`, which go into training mode."""
+    model.eval().requires_grad_(False)
+    for module in modules:
+        module.requires_grad_(True).train()
+
+
 def trained_modules(model: DecoupledNet, stage: str) -> list[nn.Module]:
     """What a stage trains: encoder and head in stage 1, bridge and decoder in stage 2 (the rest is frozen)."""
     return [model.encoder, model.head] if stage == "classifier" else [model.bridge, model.decoder]
