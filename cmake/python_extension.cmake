@@ -1,4 +1,4 @@
-# ddn_fast/_C: ops.cpp (torch's stable ABI) and module.cpp (pybind11) around the kernel libraries.
+# ddn_fast/_C: ops_*.cpp (torch's stable ABI) and module.cpp (pybind11) around the kernel libraries.
 # The binary needs no CUDA in torch: only libtorch_cpu's symbols and one weak one, the current CUDA stream.
 find_package(Python REQUIRED COMPONENTS Interpreter Development.Module)
 execute_process(
@@ -16,7 +16,8 @@ set(PYBIND11_FINDPYTHON ON)
 find_package(pybind11 CONFIG REQUIRED)
 
 # A library of its own: torch ships a pybind11 that module.cpp must not find.
-add_library(ddn_ops OBJECT csrc/torch/ops.cpp)
+add_library(ddn_ops OBJECT csrc/torch/ops_conv3x3.cpp csrc/torch/ops_dense.cpp
+                           csrc/torch/ops_merge.cpp csrc/torch/ops_pooling.cpp)
 target_include_directories(ddn_ops SYSTEM PRIVATE ${torch_dir}/include)
 target_compile_definitions(ddn_ops PRIVATE TORCH_TARGET_VERSION=0x020b000000000000 TORCH_STABLE_ONLY)
 target_compile_options(ddn_ops PRIVATE -Wall -Wextra)

@@ -2,6 +2,7 @@
 #pragma once
 #include <cstdint>
 
+#include "cpu/parallel.h"
 #include "params.h"
 
 struct CUstream_st;
@@ -13,6 +14,12 @@ namespace ddn::cpu {
 void max_pool2x2(const MaxPool2x2Params& p, int64_t row_begin, int64_t row_end);
 void max_unpool2x2(const MaxUnpool2x2Params& p, int64_t row_begin, int64_t row_end);
 void gather2x2(const Gather2x2Params& p, int64_t row_begin, int64_t row_end);
+
+// Each shares its work out by itself, step by step.
+void conv3x3(const Conv3x3Params& p, const Parallel& parallel);
+void dense(const DenseParams& p, const Parallel& parallel);
+void class_gate(const ClassGateParams& p, const Parallel& parallel);
+void merge_scores(const MergeScoresParams& p, const Parallel& parallel);
 
 }  // namespace ddn::cpu
 

@@ -1,4 +1,4 @@
-// One plain struct per op: what a kernel needs and nothing else. Kernels trust it; csrc/torch/ops.cpp has checked it.
+// One plain struct per op: what a kernel needs and nothing else. Kernels trust it; csrc/torch has checked it.
 // B images, P passes, C channels, H x W the full map, h x w = ceil(H/2) x ceil(W/2) the pooled one; C is innermost.
 #pragma once
 #include <cstdint>
@@ -52,6 +52,85 @@ struct Gather2x2Params {
   int64_t height;                // H
   int64_t width;                 // W
   int64_t channels;              // C
+};
+
+// How the weights of a 3x3 convolution lie (ddn_fast/packing.py): I, O channels in blocks of 32, T taps (9, or 1 where
+// the 27 values under the kernel are one block).
+enum class Conv3x3Layout {
+  pairs,     // [O/32,I/32,T,2,16,16,2] bfloat16: half of the out block, pair of inputs, output, input of the pair
+  direct,    // [O/32,I/32,T,32,32] float32: input, output
+  winograd,  // [O/32,6,6,I/32,32,32] float32: transformed kernel, input, output
+};
+
+struct Conv3x3Layer {
+  const void* weight;
+  const float* bias;  // [O]
+  Conv3x3Layout layout;
+  int64_t in_channels;
+  int64_t out_channels;
+};
+
+// A stage: layers that follow each other, unpooling before the first where `switches` is set, and one of three ends.
+struct Conv3x3Params {
+  const void* x;                 // [N,H,W,I]; with switches [N,H/2,W/2,I], pooled
+  const uint8_t* switches;       // [B,H/2,W/2,ceil(I/4)] or null
+  const int64_t* image_of_pass;  // [N], each in 0..B-1; null: map n uses image n
+  const Conv3x3Layer* layers;    // [layer_count], each taking what the one before gives
+  int64_t layer_count;           // at least 1
+  Dtype dtype;                   // of x and y: float32 or bfloat16
+  int64_t maps;                  // N
+  int64_t height;                // H, even where something is pooled or unpooled
+  int64_t width;                 // W, likewise
+  void* y;                       // [N,H,W,O]; with y_switches [N,H/2,W/2,O]; null with score
+  uint8_t* y_switches;           // [N,H/2,W/2,ceil(O/4)] or null
+  float* score;                  // [N,H,W] or null
+  const float* score_weight;     // [O]
+  const float* score_bias;       // [1]
+};
+
+struct DenseParams {
+  const void* x;       // [M,K]
+  const void* weight;  // [N,K]
+  const float* bias;   // [N] or null
+  float* y;            // [M,N]
+  Dtype x_dtype;       // float32 or bfloat16
+  Dtype dtype;         // of weight, likewise
+  int64_t rows;        // M
+  int64_t outputs;     // N
+  int64_t inputs;      // K
+  bool relu;
+};
+
+struct ClassGateParams {
+  const void* cls_weight;   // [L,F]
+  const void* fc7_weight;   // [F,F]
+  const void* fc6_weight;   // [F,K]
+  const void* fc6;          // [B,A,F], A places of the head's grid
+  const void* fc7;          // [B,A,F]
+  const int64_t* position;  // [B,L], each in 0..A-1
+  const int64_t* image;     // [Q], each in 0..B-1
+  const int64_t* label;     // [Q], each in 0..L-1
+  float* y;                 // [Q,K]
+  Dtype cls_dtype;          // of cls_weight: float32 or bfloat16
+  Dtype dtype;              // of fc7_weight and fc6_weight, likewise
+  Dtype fc6_dtype;          // likewise
+  Dtype fc7_dtype;          // likewise
+  int64_t labels;           // L
+  int64_t features;         // F
+  int64_t places;           // A
+  int64_t inputs;           // K
+  int64_t pairs;            // Q
+};
+
+struct MergeScoresParams {
+  const void* difference;  // [P,S,S], P = K + 1, or 1 where K = 1
+  uint8_t* y;              // [h,w]
+  Dtype dtype;             // float32 or float64
+  int64_t classes;         // K
+  int64_t side;            // S
+  int64_t square;          // to which maps are resized
+  int64_t height;          // h, of which this is kept
+  int64_t width;           // w
 };
 
 }  // namespace ddn

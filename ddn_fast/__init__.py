@@ -1,6 +1,7 @@
 """DecoupledNet: semantic segmentation learned from many image-level labels and a few pixel masks."""
 
 from .config import NetConfig
+from .engine import FastDecoupledNet
 from .errors import (
     CheckpointError,
     ConfigError,
@@ -25,6 +26,7 @@ __all__ = [
     "DataError",
     "DecoupledNet",
     "DivergedError",
+    "FastDecoupledNet",
     "ImageError",
     "InputError",
     "NetConfig",

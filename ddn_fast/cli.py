@@ -21,9 +21,10 @@ from typing import TYPE_CHECKING, Any
 from .errors import DDNError, InputError
 
 if TYPE_CHECKING:
-    from .network import DecoupledNet
+    from .segmentation import Segmenter
 
 INTERRUPTED = 130
+ENGINE_DTYPE = "float32"  # the labels of the plain network; bfloat16 is faster
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -255,6 +256,12 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
         "--threshold", type=float, default=0.5, help="a class is identified above this score (default %(default)s)"
     )
     parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="images at once (default %(default)s)")
+    parser.add_argument(
+        "--fast",
+        action=argparse.BooleanOptionalAction,
+        help="the engine, or the plain network (default: the engine on a CPU, where its kernels were built)",
+    )
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help=f"of the engine (default {ENGINE_DTYPE})")
     _add_device_options(parser)
 
 
@@ -263,12 +270,29 @@ def _add_device_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
 
 
-def _load(arguments: argparse.Namespace) -> DecoupledNet:
+def _load(arguments: argparse.Namespace) -> Segmenter:
+    """The network to use, by default the engine on a CPU that has its kernels; prints one line that says which."""
+    import torch
+
+    from . import info
     from .weights import load
 
-    model = load(arguments.weights, device=_device(arguments.device))
+    device = _device("cpu" if arguments.fast and arguments.device is None else arguments.device)
+    fast = device == "cpu" and info.cpu_isa() is not None if arguments.fast is None else arguments.fast
+    if arguments.dtype and not fast:
+        raise InputError("--dtype: wanted only with the engine, which runs on the CPU and without --no-fast")
+    if fast:
+        dtype = getattr(torch, arguments.dtype or ENGINE_DTYPE)
+        try:
+            engine = load(arguments.weights, device=device, fast=True, dtype=dtype)
+        except ImportError as error:
+            raise InputError(f"--fast: {error}") from error
+        print(f"engine: {arguments.dtype or ENGINE_DTYPE} on {engine.isa}")
+        return engine
+    model = load(arguments.weights, device=device)
     with contextlib.suppress(ImportError):  # without the extension the plain formulas do
         model.ops = importlib.import_module("ddn_fast.ops")
+    print(f"plain network: float32 on {device}")
     return model
 
 

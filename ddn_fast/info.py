@@ -14,6 +14,9 @@ from typing import Any
 import torch
 
 from . import reference
+from .errors import InputError
+
+CUDA_OPS = ("max_pool2x2", "max_unpool2x2", "gather2x2")  # the others have no CUDA kernel yet
 
 _DISTRIBUTIONS = {
     "torch": ("torch",),
@@ -29,9 +32,10 @@ def collect() -> dict[str, Any]:
     """Everything ``ddn-fast info --json`` prints, as plain JSON values.
 
     Keys: ``ddn_fast``, ``python``, ``platform``, ``versions`` (None where not installed), ``build`` (None without the
-    extension), ``cpu`` (``threads``, ``features``), ``cuda`` (torch's CUDA version or None), ``gpus`` (each with
-    ``capability`` and whether the kernels built are ``covered``), ``ops`` (op to ``{"cpu": bool, "cuda": bool}``) and
-    ``missing``: a sentence for each kernel that cannot run here, saying how to get it.
+    extension), ``cpu`` (``cores``, ``threads``, ``features``, ``isa``: the instruction set that kernels use), ``cuda``
+    (torch's CUDA version or None), ``gpus`` (each with ``capability`` and whether the kernels built are ``covered``),
+    ``ops`` (op to ``{"cpu": bool, "cuda": bool}``) and ``missing``: a sentence for each kernel that cannot run here,
+    saying how to get it.
     """
     native, missing = _extension()
     build = native.build_info() if native else None
@@ -57,6 +61,7 @@ def collect() -> dict[str, Any]:
             "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
             "threads": torch.get_num_threads(),
             "features": native.cpu_features() if native else None,
+            "isa": cpu_isa(),
         },
         "cuda": torch.version.cuda,
         "gpus": gpus,
@@ -78,6 +83,7 @@ def text() -> str:
         lines.append(("extension", f"{build['version']}, {build['compiler']}, torch {build['torch']}, {kernels}"))
         features = [name for name, present in cpu["features"].items() if present]
         lines.append(("CPU", f"{cpu['cores']} cores, {cpu['threads']} threads, {' '.join(features) or 'plain'}"))
+        lines.append(("kernels use", cpu["isa"]))
     else:
         lines.append(("CPU", f"{cpu['cores']} cores, {cpu['threads']} threads"))
     for gpu in info["gpus"]:
@@ -88,6 +94,18 @@ def text() -> str:
         lines.append((name, " ".join(device for device, built in kernels.items() if built) or "no kernel"))
     lines += [("missing", sentence) for sentence in info["missing"]]
     return "\n".join(f"{label:<14}{value}" for label, value in lines)
+
+
+def cpu_isa() -> str | None:
+    """The instruction set that CPU kernels use here and now, as ``_C.cpu_isa`` names it; None without the extension.
+
+    Raises InputError where the environment variable DDN_MAX_CPU_ISA names none.
+    """
+    native, _ = _extension()
+    try:
+        return native.cpu_isa() if native else None
+    except RuntimeError as error:
+        raise InputError(str(error)) from error
 
 
 def covers(archs: list[str], capability: tuple[int, int]) -> bool:
@@ -124,7 +142,10 @@ def _kernels(name: str, build: dict[str, Any] | None) -> dict[str, bool]:
         return build is not None and torch._C._dispatch_has_kernel_for_dispatch_key(f"ddn_fast::{name}", key)
 
     # the CUDA key is registered in every build, to say what is missing
-    return {"cpu": registered("CPU"), "cuda": registered("CUDA") and bool(build and build["cuda_archs"])}
+    return {
+        "cpu": registered("CPU"),
+        "cuda": name in CUDA_OPS and registered("CUDA") and bool(build and build["cuda_archs"]),
+    }
 
 
 def _gpu(index: int, build: dict[str, Any] | None) -> dict[str, Any]:

@@ -8,7 +8,9 @@ S x S input pixels, M x M the pool5 map (10 x 10), G x G the class-score map (4 
 
 from __future__ import annotations
 
+import contextlib
 import copy
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -222,14 +224,7 @@ class DecoupledNet(nn.Module, Segmenter):
 
         Raises InputError if x has another shape, or another dtype or device than the network's parameters.
         """
-        side = self.config.side
-        if not isinstance(x, Tensor):
-            raise InputError(f"x: wanted a tensor [B,3,{side},{side}], got {type(x).__name__}")
-        if x.dim() != 4 or tuple(x.shape[1:]) != (3, side, side):
-            raise InputError(f"x: wanted [B,3,{side},{side}], got {list(x.shape)}")
-        like = self.input_like()
-        if x.dtype != like.dtype or x.device != like.device:
-            raise InputError(f"x: wanted {like.dtype} on {like.device}, as the network is, got {x.dtype} on {x.device}")
+        check_images(x, self.config, self.input_like())
         features = self.encoder(x, self.ops, trace)
         return features, self.head(features.pool5, trace=trace)
 
@@ -237,7 +232,7 @@ class DecoupledNet(nn.Module, Segmenter):
         self, features: Features, head: HeadOutput, labels: Tensor, image_of_pass: Tensor, trace: Trace = None
     ) -> Tensor:
         """The part that runs once per pass: labels ``[P,L]``, image_of_pass ``[P]`` to seg-scores ``[P,2,S,S]``."""
-        self._check_passes(labels, image_of_pass, len(features.pool5))
+        check_passes(labels, image_of_pass, self.config, len(features.pool5))
         labels = labels.to(features.pool5)
         image_of_pass = image_of_pass.to(features.pool5.device, torch.int64)
         class_map = self.head.class_map(head, labels, image_of_pass, trace)
@@ -258,7 +253,7 @@ class DecoupledNet(nn.Module, Segmenter):
         """Image-level scores ``[B,L]`` in 0..1: sigmoid of the mean score over the grid (section 3)."""
         return self.encode(x)[1].scores
 
-    # --- the two calls Segmenter.segment needs ---
+    # --- what Segmenter.segment needs ---
 
     def score_images(self, x: Tensor) -> tuple[Tensor, Any]:
         """Scores ``[B,L]`` and what :meth:`score_passes` needs of this batch."""
@@ -271,16 +266,47 @@ class DecoupledNet(nn.Module, Segmenter):
         scores = self.decode(features, head, labels, image_of_pass)
         return scores[:, 1] - scores[:, 0]
 
-    def _check_passes(self, labels: Tensor, image_of_pass: Tensor, images: int) -> None:
-        classes = self.config.num_classes
-        if labels.dim() != 2 or labels.shape[1] != classes:
-            raise InputError(f"labels: wanted [P,{classes}], got {list(labels.shape)}")
-        if image_of_pass.dim() != 1 or len(image_of_pass) != len(labels):
-            raise InputError(f"image_of_pass: wanted [{len(labels)}], got {list(image_of_pass.shape)}")
-        if image_of_pass.dtype.is_floating_point or image_of_pass.dtype == torch.bool:
-            raise InputError(f"image_of_pass: wanted an integer dtype, got {image_of_pass.dtype}")
-        if len(image_of_pass) and not 0 <= int(image_of_pass.min()) <= int(image_of_pass.max()) < images:
-            raise InputError(f"image_of_pass: wanted values from 0 to {images - 1}, got {image_of_pass.tolist()}")
+    def input_like(self) -> Tensor:
+        """Its first parameter."""
+        return next(self.parameters())
+
+    @contextlib.contextmanager
+    def inferring(self) -> Iterator[None]:
+        """Eval mode inside, every submodule's own mode again afterwards."""
+        training = [part for part in self.modules() if part.training]
+        self.eval()
+        try:
+            yield
+        finally:
+            for part in training:
+                part.training = True
+
+
+def check_images(x: Tensor, config: NetConfig, like: Tensor) -> None:
+    """InputError unless x is ``[B,3,S,S]``, with the dtype and device of `like`."""
+    side = config.side
+    if not isinstance(x, Tensor):
+        raise InputError(f"x: wanted a tensor [B,3,{side},{side}], got {type(x).__name__}")
+    if x.dim() != 4 or tuple(x.shape[1:]) != (3, side, side):
+        raise InputError(f"x: wanted [B,3,{side},{side}], got {list(x.shape)}")
+    if x.dtype != like.dtype or x.device != like.device:
+        raise InputError(f"x: wanted {like.dtype} on {like.device}, as the network is, got {x.dtype} on {x.device}")
+
+
+def check_passes(labels: Tensor, image_of_pass: Tensor, config: NetConfig, images: int) -> None:
+    """InputError unless labels is ``[P,L]`` and image_of_pass ``[P]`` integers from 0 to `images` - 1."""
+    classes = config.num_classes
+    for name, value in (("labels", labels), ("image_of_pass", image_of_pass)):
+        if not isinstance(value, Tensor):
+            raise InputError(f"{name}: wanted a tensor, got {type(value).__name__}")
+    if labels.dim() != 2 or labels.shape[1] != classes:
+        raise InputError(f"labels: wanted [P,{classes}], got {list(labels.shape)}")
+    if image_of_pass.dim() != 1 or len(image_of_pass) != len(labels):
+        raise InputError(f"image_of_pass: wanted [{len(labels)}], got {list(image_of_pass.shape)}")
+    if image_of_pass.dtype.is_floating_point or image_of_pass.dtype == torch.bool:
+        raise InputError(f"image_of_pass: wanted an integer dtype, got {image_of_pass.dtype}")
+    if len(image_of_pass) and not 0 <= int(image_of_pass.min()) <= int(image_of_pass.max()) < images:
+        raise InputError(f"image_of_pass: wanted values from 0 to {images - 1}, got {image_of_pass.tolist()}")
 
 
 def keep(trace: Trace, name: str, value: Tensor) -> Tensor:

@@ -1,14 +1,18 @@
 """The fused ops: same names, arguments and results as their plain formulas in :mod:`ddn_fast.reference`.
 
-Maps are logically ``[N,C,H,W]``, float32, float64, bfloat16 or float16, in any strides; channels_last is native, other
-layouts are converted once, and results are channels_last. Switches are ``[B,h,w,ceil(C/4)]`` uint8 (see
-:mod:`ddn_fast.reference`). N may be 0; C, H and W may not. Every op runs on CPU and, where it was built, on CUDA, is
-deterministic, can be differentiated any number of times, and works under ``torch.compile``.
+Maps are logically ``[N,C,H,W]`` in any strides; channels_last is native, other layouts are converted once, and results
+are channels_last. Switches are ``[B,h,w,ceil(C/4)]`` uint8 (see :mod:`ddn_fast.reference`). N may be 0; C, H and W may
+not. Every op is deterministic and works under ``torch.compile``.
+
+Pooling and unpooling take float32, float64, bfloat16 and float16, run on CPU and, where it was built, on CUDA, and can
+be differentiated any number of times. The others are for inference, float32 or bfloat16 (:func:`merge_scores`: float32
+or float64), and run on the CPU: backward through them raises RuntimeError. They use the best of the machine's
+instruction sets, up to the one that the environment variable ``DDN_MAX_CPU_ISA`` names (see ``ddn-fast info``).
 
 A wrong argument raises ``RuntimeError`` with a message "op: argument must be WANTED, got GOT", as torch's own ops do.
 
 Each function below is one op; beside it stand its fake kernel (shapes, strides and dtypes without values) and its
-gradient. Kernels: ``csrc/cpu`` and ``csrc/cuda``, one file per op; ``csrc/torch/ops.cpp`` checks and launches.
+gradient. Kernels: ``csrc/cpu`` and ``csrc/cuda``, one file per op; ``csrc/torch/ops_*.cpp`` check and launch.
 """
 
 from __future__ import annotations
@@ -62,6 +66,94 @@ def gather2x2(x: Tensor, switches: Tensor, image_of_pass: Tensor | None = None) 
     return torch.ops.ddn_fast.gather2x2.default(x, switches, image_of_pass)
 
 
+def conv3x3(
+    x: Tensor,
+    weights: list[Tensor],
+    biases: list[Tensor],
+    switches: Tensor | None = None,
+    image_of_pass: Tensor | None = None,
+) -> Tensor:
+    """One stage of the network: 3x3 convolutions that follow each other, each with zero padding, bias and ReLU.
+
+    x ``[N,C,H,W]``; with switches ``[B,h,w,ceil(C/4)]`` x is the pooled map ``[N,C,h,w]``, H = 2h, W = 2w, unpooled as
+    in :func:`max_unpool2x2` while it is read (identity 8); image_of_pass ``[N]`` int64 as there. weights: of each
+    layer, packed by :mod:`ddn_fast.packing`; biases: ``[O]`` float32 each. Returns ``[N,O,H,W]`` in x's dtype.
+    """
+    return torch.ops.ddn_fast.conv3x3.default(x, weights, biases, switches, image_of_pass)
+
+
+def conv3x3_max_pool2x2(
+    x: Tensor,
+    weights: list[Tensor],
+    biases: list[Tensor],
+    switches: Tensor | None = None,
+    image_of_pass: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """:func:`conv3x3`, then :func:`max_pool2x2`, of even H and W: a stage of the encoder.
+
+    Returns y ``[N,O,H/2,W/2]`` in x's dtype and its switches ``[N,H/2,W/2,ceil(O/4)]``.
+    """
+    return torch.ops.ddn_fast.conv3x3_max_pool2x2.default(x, weights, biases, switches, image_of_pass)
+
+
+def conv3x3_score(
+    x: Tensor,
+    weights: list[Tensor],
+    biases: list[Tensor],
+    score_weight: Tensor,
+    score_bias: Tensor,
+    switches: Tensor | None = None,
+    image_of_pass: Tensor | None = None,
+) -> Tensor:
+    """:func:`conv3x3`, then a 1x1 convolution to one channel: the last stage of the decoder (identity 5).
+
+    score_weight ``[O]``, score_bias ``[1]``, float32. Returns ``[N,H,W]`` float32.
+    """
+    return torch.ops.ddn_fast.conv3x3_score.default(
+        x, weights, biases, score_weight, score_bias, switches, image_of_pass
+    )
+
+
+def dense(x: Tensor, weight: Tensor, bias: Tensor | None = None, relu: bool = False) -> Tensor:
+    """``x @ weight.T + bias``, then perhaps ReLU: fc6, fc7 and their kin as products of matrices (SPEC section 3).
+
+    x ``[M,K]``, weight ``[N,K]``, each float32 or bfloat16, bias ``[N]`` float32; returns ``[M,N]`` float32. x is
+    rounded to weight's dtype; products are summed in float32. Every weight is read once for up to 128 rows of x.
+    """
+    return torch.ops.ddn_fast.dense.default(x, weight, bias, relu)
+
+
+def class_gate(
+    cls_weight: Tensor,
+    fc7_weight: Tensor,
+    fc6_weight: Tensor,
+    fc6: Tensor,
+    fc7: Tensor,
+    position: Tensor,
+    image: Tensor,
+    label: Tensor,
+) -> Tensor:
+    """The window of the class-specific activation map that label l of image i fills (section 4, identities 1, 2, 10).
+
+    cls_weight ``[L,F]``, fc7_weight ``[F,F]``, fc6_weight ``[F,K]``: the head's forward weights, the last two of one
+    dtype. fc6, fc7 ``[B,G*G,F]``: the head's activations after ReLU. position ``[B,L]`` int64 in 0..G*G-1. image, label
+    ``[Q]`` int64: the pairs wanted. Returns ``[Q,K]`` float32, for y_l = 1. Only rows of weights that are on for one of
+    the pairs are read, once for up to four pairs; no result depends on which pairs stand beside it.
+    """
+    return torch.ops.ddn_fast.class_gate.default(cls_weight, fc7_weight, fc6_weight, fc6, fc7, position, image, label)
+
+
+def merge_scores(difference: Tensor, classes: int, square: int, crop: list[int]) -> Tensor:
+    """Label map of one image from its passes (SPEC section 7.3): ``[h,w]`` uint8, 0 background, k the k-th class.
+
+    difference ``[P,S,S]`` float32 or float64: foreground minus background seg-score, the pass of all K = `classes`
+    (1..254) labels first, P = K + 1; with K = 1 the one pass is both (identity 4). The scores are resized to `square`
+    pixels a side by MATLAB's bicubic and cropped to `crop` = h, w; the first maximum wins. A label differs from that
+    of the plain formula in float64 only where the two largest scores are closer than rounding: 1e-5 in float32.
+    """
+    return torch.ops.ddn_fast.merge_scores.default(difference, classes, square, crop)
+
+
 def _half_up(n: int) -> int:
     return (n + 1) // 2
 
@@ -83,6 +175,18 @@ def _check_switches(op: str, x: Tensor, h: int, w: int, switches: Tensor, image_
         switches.dtype == torch.uint8 and list(switches.shape) == wanted,
         lambda: f"{op}: switches must be uint8 {wanted}, got {switches.dtype} {list(switches.shape)}",
     )
+
+
+def _check_float(op: str, **tensors: Tensor) -> None:
+    for name, tensor in tensors.items():
+        torch._check(
+            tensor.dtype in (torch.float32, torch.bfloat16),
+            lambda name=name, tensor=tensor: f"{op}: {name} must be Float or BFloat16, got {tensor.dtype}",
+        )
+
+
+def _check_shape(op: str, name: str, tensor: Tensor, wanted: list[int]) -> None:
+    torch._check(list(tensor.shape) == wanted, lambda: f"{op}: {name} must be {wanted}, got {list(tensor.shape)}")
 
 
 @torch.library.register_fake("ddn_fast::max_pool2x2")
@@ -108,6 +212,122 @@ def _gather2x2_fake(x: Tensor, switches: Tensor, image_of_pass: Tensor | None = 
     h, w = _half_up(x.shape[2]), _half_up(x.shape[3])
     _check_switches("gather2x2", x, h, w, switches, image_of_pass)
     return _channels_last(x, x.shape[0], x.shape[1], h, w)
+
+
+def _stage_size(
+    op: str,
+    x: Tensor,
+    weights: list[Tensor],
+    biases: list[Tensor],
+    switches: Tensor | None,
+    image_of_pass: Tensor | None,
+) -> tuple[int, int, int]:
+    """Channels, height and width of what a stage's last layer gives."""
+    _check_map(op, x)
+    _check_float(op, x=x)
+    torch._check(
+        len(weights) == len(biases) and len(weights) > 0,
+        lambda: f"{op}: weights and biases must be of as many layers, at least 1, got {len(weights)} and {len(biases)}",
+    )
+    height, width = x.shape[2:]
+    if switches is not None:
+        _check_switches(op, x, height, width, switches, image_of_pass)
+        height, width = 2 * height, 2 * width
+    return biases[-1].shape[0], height, width
+
+
+@torch.library.register_fake("ddn_fast::conv3x3")
+def _conv3x3_fake(
+    x: Tensor,
+    weights: list[Tensor],
+    biases: list[Tensor],
+    switches: Tensor | None = None,
+    image_of_pass: Tensor | None = None,
+) -> Tensor:
+    return _channels_last(x, x.shape[0], *_stage_size("conv3x3", x, weights, biases, switches, image_of_pass))
+
+
+@torch.library.register_fake("ddn_fast::conv3x3_max_pool2x2")
+def _conv3x3_max_pool2x2_fake(
+    x: Tensor,
+    weights: list[Tensor],
+    biases: list[Tensor],
+    switches: Tensor | None = None,
+    image_of_pass: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    op = "conv3x3_max_pool2x2"
+    channels, height, width = _stage_size(op, x, weights, biases, switches, image_of_pass)
+    torch._check(height % 2 == 0 and width % 2 == 0, lambda: f"{op}: H and W must be even, got {height} and {width}")
+    y = _channels_last(x, x.shape[0], channels, height // 2, width // 2)
+    return y, x.new_empty(x.shape[0], height // 2, width // 2, (channels + 3) // 4, dtype=torch.uint8)
+
+
+@torch.library.register_fake("ddn_fast::conv3x3_score")
+def _conv3x3_score_fake(
+    x: Tensor,
+    weights: list[Tensor],
+    biases: list[Tensor],
+    score_weight: Tensor,
+    score_bias: Tensor,
+    switches: Tensor | None = None,
+    image_of_pass: Tensor | None = None,
+) -> Tensor:
+    channels, height, width = _stage_size("conv3x3_score", x, weights, biases, switches, image_of_pass)
+    _check_shape("conv3x3_score", "score_weight", score_weight, [channels])
+    _check_shape("conv3x3_score", "score_bias", score_bias, [1])
+    return x.new_empty(x.shape[0], height, width, dtype=torch.float32)
+
+
+@torch.library.register_fake("ddn_fast::dense")
+def _dense_fake(x: Tensor, weight: Tensor, bias: Tensor | None = None, relu: bool = False) -> Tensor:
+    _check_float("dense", x=x, weight=weight)
+    torch._check(weight.dim() == 2, lambda: f"dense: weight must be [N,K], got {list(weight.shape)}")
+    outputs, inputs = weight.shape
+    torch._check(x.dim() == 2 and x.shape[1] == inputs, lambda: f"dense: x must be [M,{inputs}], got {list(x.shape)}")
+    if bias is not None:
+        _check_shape("dense", "bias", bias, [outputs])
+    return x.new_empty(x.shape[0], outputs, dtype=torch.float32)
+
+
+@torch.library.register_fake("ddn_fast::class_gate")
+def _class_gate_fake(
+    cls_weight: Tensor,
+    fc7_weight: Tensor,
+    fc6_weight: Tensor,
+    fc6: Tensor,
+    fc7: Tensor,
+    position: Tensor,
+    image: Tensor,
+    label: Tensor,
+) -> Tensor:
+    op = "class_gate"
+    _check_float(op, cls_weight=cls_weight, fc7_weight=fc7_weight, fc6_weight=fc6_weight, fc6=fc6, fc7=fc7)
+    for name, tensor, wanted in (("cls_weight", cls_weight, "[L,F]"), ("fc6_weight", fc6_weight, "[F,K]")):
+        torch._check(
+            tensor.dim() == 2,
+            lambda name=name, tensor=tensor, wanted=wanted: f"{op}: {name} must be {wanted}, got {list(tensor.shape)}",
+        )
+    labels, features = cls_weight.shape
+    _check_shape(op, "fc7_weight", fc7_weight, [features, features])
+    _check_shape(op, "fc6_weight", fc6_weight, [features, fc6_weight.shape[1]])
+    torch._check(
+        fc6.dim() == 3 and fc6.shape[2] == features,
+        lambda: f"{op}: fc6 must be [B,G*G,{features}], got {list(fc6.shape)}",
+    )
+    _check_shape(op, "fc7", fc7, list(fc6.shape))
+    _check_shape(op, "position", position, [fc6.shape[0], labels])
+    torch._check(image.dim() == 1, lambda: f"{op}: image must be [Q], got {list(image.shape)}")
+    _check_shape(op, "label", label, list(image.shape))
+    return cls_weight.new_empty(image.shape[0], fc6_weight.shape[1], dtype=torch.float32)
+
+
+@torch.library.register_fake("ddn_fast::merge_scores")
+def _merge_scores_fake(difference: Tensor, classes: int, square: int, crop: list[int]) -> Tensor:
+    torch._check(
+        difference.dim() == 3 and difference.shape[1] == difference.shape[2],
+        lambda: f"merge_scores: difference must be [P,S,S], got {list(difference.shape)}",
+    )
+    return difference.new_empty(*crop, dtype=torch.uint8)
 
 
 def _max_pool2x2_context(ctx: _Context, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
@@ -147,3 +367,16 @@ torch.library.register_autograd(
     "ddn_fast::max_unpool2x2", _max_unpool2x2_backward, setup_context=_max_unpool2x2_context
 )
 torch.library.register_autograd("ddn_fast::gather2x2", _gather2x2_backward, setup_context=_gather2x2_context)
+
+
+def _register_without_gradient(op: str) -> None:
+    def backward(ctx: _Context, *grads: Tensor) -> None:
+        raise RuntimeError(
+            f"{op} has no gradient: it is for inference (use ddn_fast.reference.{op}, or torch.no_grad around it)"
+        )
+
+    torch.library.register_autograd(f"ddn_fast::{op}", backward)
+
+
+for _op in ("conv3x3", "conv3x3_max_pool2x2", "conv3x3_score", "dense", "class_gate", "merge_scores"):
+    _register_without_gradient(_op)

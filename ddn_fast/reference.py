@@ -12,8 +12,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .images import resize_matlab
+from .packing import unpack_conv3x3
 
-OPS = ("max_pool2x2", "max_unpool2x2", "gather2x2")  # those with a fused twin in ddn_fast.ops
+OPS = (  # those with a fused twin in ddn_fast.ops
+    "max_pool2x2",
+    "max_unpool2x2",
+    "gather2x2",
+    "conv3x3",
+    "conv3x3_max_pool2x2",
+    "conv3x3_score",
+    "dense",
+    "class_gate",
+    "merge_scores",
+)
 
 
 def pack_switches(position: Tensor) -> Tensor:
@@ -67,6 +78,97 @@ def gather2x2(x: Tensor, switches: Tensor, image_of_pass: Tensor | None = None) 
     return windows.gather(4, position[..., None].long())[..., 0]
 
 
+def conv3x3(
+    x: Tensor,
+    weights: list[Tensor],
+    biases: list[Tensor],
+    switches: Tensor | None = None,
+    image_of_pass: Tensor | None = None,
+) -> Tensor:
+    """One stage of the network: 3x3 convolutions that follow each other, each with zero padding, bias and ReLU.
+
+    x ``[N,C,H,W]``; with `switches` x is the pooled map ``[P,C,h,w]`` and is unpooled first, to H = 2h, W = 2w, by
+    ``[B,h,w,ceil(C/4)]`` and image_of_pass ``[P]`` as in :func:`max_unpool2x2` (identity 8: the unpooled map need not
+    exist). weights: of each layer, packed by :mod:`ddn_fast.packing`; biases ``[O]`` float32. Returns ``[N,O,H,W]`` in
+    x's dtype. A transposed convolution is packed as identity 9 has it; batch normalisation folds into both (6).
+    """
+    if switches is not None:
+        x = max_unpool2x2(x, switches, 2 * x.shape[2], 2 * x.shape[3], image_of_pass)
+    for weight, bias in zip(weights, biases, strict=True):
+        plain = unpack_conv3x3(weight, len(bias), x.shape[1]).to(x.dtype)
+        x = F.relu(F.conv2d(x, plain, bias.to(x.dtype), padding=1))
+    return x
+
+
+def conv3x3_max_pool2x2(
+    x: Tensor,
+    weights: list[Tensor],
+    biases: list[Tensor],
+    switches: Tensor | None = None,
+    image_of_pass: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """:func:`conv3x3`, then :func:`max_pool2x2`: the stages of the encoder. H and W are even.
+
+    Returns y ``[N,O,H/2,W/2]`` and its switches ``[N,H/2,W/2,ceil(O/4)]``.
+    """
+    return max_pool2x2(conv3x3(x, weights, biases, switches, image_of_pass))
+
+
+def conv3x3_score(
+    x: Tensor,
+    weights: list[Tensor],
+    biases: list[Tensor],
+    score_weight: Tensor,
+    score_bias: Tensor,
+    switches: Tensor | None = None,
+    image_of_pass: Tensor | None = None,
+) -> Tensor:
+    """:func:`conv3x3`, then a 1x1 convolution to one channel: the last stage of the decoder.
+
+    score_weight ``[O]``, score_bias ``[1]``, float32: foreground minus background (identity 5: the softmax over both is
+    the sigmoid of the result). Returns ``[N,H,W]``, float32 at least.
+    """
+    y = conv3x3(x, weights, biases, switches, image_of_pass)
+    y = y.to(torch.promote_types(y.dtype, torch.float32))
+    return torch.einsum("nchw,c->nhw", y, score_weight.to(y.dtype)) + score_bias.to(y.dtype)
+
+
+def dense(x: Tensor, weight: Tensor, bias: Tensor | None = None, relu: bool = False) -> Tensor:
+    """``x @ weight.T + bias``, then perhaps ReLU: fc6, fc7 and their kin as products of matrices.
+
+    x ``[M,K]``, weight ``[N,K]``, bias ``[N]`` float32; returns ``[M,N]``, float32 at least. Values are rounded to
+    weight's dtype before they are multiplied and summed in float32.
+    """
+    y = x.to(torch.promote_types(x.dtype, torch.float32)) @ weight.to(torch.promote_types(x.dtype, torch.float32)).T
+    if bias is not None:
+        y = y + bias.to(y.dtype)
+    return F.relu(y) if relu else y
+
+
+def class_gate(
+    cls_weight: Tensor,
+    fc7_weight: Tensor,
+    fc6_weight: Tensor,
+    fc6: Tensor,
+    fc7: Tensor,
+    position: Tensor,
+    image: Tensor,
+    label: Tensor,
+) -> Tensor:
+    """The window of the class-specific activation map that label l of image i fills (section 4, identities 1, 2, 10).
+
+    cls_weight ``[L,F]``, fc7_weight ``[F,F]``, fc6_weight ``[F,K]``: the head's forward weights, K = kernel^2 * C.
+    fc6, fc7 ``[B,G*G,F]``: the head's activations after ReLU, of which it only matters where they are > 0. position
+    ``[B,L]`` int64 in 0..G*G-1. image, label ``[Q]`` int64: the pairs wanted. Returns ``[Q,K]``, float32 at least, for
+    y_l = 1 (identity 2: any pass is the sum of its labels' windows times y). It belongs at the place `position` names.
+    """
+    dtype = torch.promote_types(fc7_weight.dtype, torch.float32)
+    at = position[image, label]
+    g7 = cls_weight[label].to(dtype) * (fc7[image, at] > 0)
+    g6 = (g7 @ fc7_weight.to(dtype)) * (fc6[image, at] > 0)
+    return g6 @ fc6_weight.to(dtype)
+
+
 def pixel_scores(difference: Tensor, classes: int) -> Tensor:
     """Scores of background and K classes at every pixel of the network's output, summing to 1 (SPEC section 7.3).
 
@@ -80,17 +182,17 @@ def pixel_scores(difference: Tensor, classes: int) -> Tensor:
     return (scores + nothing) / (total + nothing * (classes + 1))
 
 
-def merge_scores(difference: Tensor, classes: int, square: int, crop: tuple[int, int]) -> Tensor:
+def merge_scores(difference: Tensor, classes: int, square: int, crop: list[int]) -> Tensor:
     """Label map of one image from its passes (SPEC section 7.3): ``[h,w]`` uint8, 0 background, k the k-th class.
 
     difference ``[P,S,S]`` and `classes` as in :func:`pixel_scores`. The scores are resized to the padded square
     (`square` pixels a side, MATLAB's bicubic), cropped to the image (`crop` = h, w); the first maximum wins.
     """
     planes = pixel_scores(difference, classes)
-    best = resize_matlab(planes[0], (square, square), "bicubic", crop)
+    best = resize_matlab(planes[0], (square, square), "bicubic", (crop[0], crop[1]))
     label = torch.zeros(crop, dtype=torch.uint8, device=difference.device)
     for k in range(1, classes + 1):  # one plane at a time: a large image has room for few
-        plane = resize_matlab(planes[k], (square, square), "bicubic", crop)
+        plane = resize_matlab(planes[k], (square, square), "bicubic", (crop[0], crop[1]))
         label.masked_fill_(plane > best, k)
         best = torch.maximum(best, plane)
     return label

@@ -15,6 +15,7 @@ import os
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -22,7 +23,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from . import reference
 from .config import NetConfig
@@ -97,9 +98,13 @@ class _Item(NamedTuple):
 
 
 class Segmenter:
-    """Mixin for a module that can score images and passes; gives it :meth:`segment`."""
+    """Mixin for a network that can score images and passes; gives it :meth:`segment`."""
 
     config: NetConfig
+
+    def input_like(self) -> Tensor:
+        """A tensor whose device and dtype the network's input must have."""
+        raise NotImplementedError
 
     def score_images(self, x: Tensor) -> tuple[Tensor, Any]:
         """Image-level scores ``[B,L]`` of x ``[B,3,S,S]``, and whatever :meth:`score_passes` needs of this batch."""
@@ -109,10 +114,13 @@ class Segmenter:
         """Foreground minus background seg-score ``[P,S,S]`` for labels ``[P,L]``, image_of_pass ``[P]``."""
         raise NotImplementedError
 
-    def input_like(self) -> Tensor:
-        """A tensor whose device and dtype the network's input must have."""
-        assert isinstance(self, nn.Module)
-        return next(self.parameters())
+    def merge_scores(self, difference: Tensor, classes: int, square: int, crop: tuple[int, int]) -> Tensor:
+        """Label map of one image from its passes, as :func:`ddn_fast.reference.merge_scores` has it."""
+        return reference.merge_scores(difference, classes, square, list(crop))
+
+    def inferring(self) -> AbstractContextManager[None]:
+        """What :meth:`segment` runs a batch in: a network that has an eval mode is in it inside."""
+        return contextlib.nullcontext()
 
     def segment(
         self,
@@ -178,8 +186,7 @@ class Segmenter:
 
     def _run(self, items: list[_Item], threshold: float) -> list[Segmentation]:
         """The network on one batch of decoded images."""
-        assert isinstance(self, nn.Module)
-        with torch.inference_mode(), _eval_mode(self):
+        with torch.inference_mode(), self.inferring():
             x = torch.stack([item.x for item in items if item.x is not None])
             scores, state = self.score_images(x.to(self.input_like()))
             scores = at_least_float32(scores).cpu()
@@ -197,21 +204,20 @@ class Segmenter:
 
     def _label_maps(self, state: Any, passes: Passes, items: list[_Item]) -> Iterator[Tensor | None]:
         """For each image its map of 0..K ``[H,W]`` uint8, or None if the network gave NaN."""
-        chunks = (
-            self.score_passes(state, passes.labels[start : start + MAX_PASSES], image_of_pass)
+        planes = _Planes(
+            self.score_passes(state, passes.labels[start:stop], passes.image_of_pass[start:stop])
             for start in range(0, len(passes), MAX_PASSES)
-            for image_of_pass in [passes.image_of_pass[start : start + MAX_PASSES]]
+            for stop in [start + MAX_PASSES]
         )
-        planes = itertools.chain.from_iterable(chunks)
         for item, classes, count in zip(items, passes.classes, passes.counts(), strict=True):
             if not count:
                 yield torch.zeros(item.size, dtype=torch.uint8)
                 continue
-            difference = at_least_float32(torch.stack(list(itertools.islice(planes, count))))
+            difference = at_least_float32(planes.take(count))
             if difference.isnan().any():
                 yield None
             else:
-                yield reference.merge_scores(difference, len(classes), max(item.size), item.size).cpu()
+                yield self.merge_scores(difference, len(classes), max(item.size), item.size).cpu()
 
     def _result(self, item: _Item, classes: tuple[int, ...], scores: Tensor, label_map: Tensor | None) -> Segmentation:
         if label_map is None:
@@ -228,6 +234,24 @@ class Segmenter:
         scores = np.full(self.config.num_classes, np.nan, np.float32)
         mask = np.zeros(item.size, np.uint8)
         return Segmentation(item.source, mask, (), scores, self.config.classes, item.error)
+
+
+class _Planes:
+    """Planes that come in chunks ``[N,S,S]`` and are taken by image: copied only where one's lie in two chunks."""
+
+    def __init__(self, chunks: Iterator[Tensor]) -> None:
+        self._chunks = chunks
+        self._rest: Tensor | None = None
+
+    def take(self, count: int) -> Tensor:
+        """The next `count` planes, ``[count,S,S]``."""
+        parts: list[Tensor] = []
+        while count:
+            chunk = next(self._chunks) if self._rest is None else self._rest
+            parts.append(chunk[:count])
+            self._rest = chunk[count:] if len(chunk) > count else None
+            count -= len(parts[-1])
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def class_indices(names: str | Iterable[str], classes: Sequence[str]) -> list[int]:
@@ -321,15 +345,3 @@ def _decode_ahead(
             yield waiting.popleft().result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-
-
-@contextlib.contextmanager
-def _eval_mode(module: nn.Module) -> Iterator[None]:
-    """Eval mode inside, every submodule's own mode again afterwards."""
-    training = [part for part in module.modules() if part.training]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part in training:
-            part.training = True

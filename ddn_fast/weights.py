@@ -21,13 +21,14 @@ import os
 import secrets
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from .config import NetConfig
+from .engine import FastDecoupledNet
 from .errors import ConfigError, InputError, WeightsError
 from .network import DecoupledNet
 from .release import blank, raise_all, read_caffemodel
@@ -69,26 +70,56 @@ def save(model: DecoupledNet, folder: str | Path, metadata: dict[str, Any] | Non
         raise WeightsError(f"{folder}: cannot write: {error.strerror or error}") from error
 
 
+@overload
+def load(
+    path: str | Path,
+    *,
+    side: int | None = ...,
+    classes: Sequence[str] | None = ...,
+    device: str | torch.device = ...,
+    fast: Literal[False] = ...,
+    dtype: None = ...,
+) -> DecoupledNet: ...
+
+
+@overload
+def load(
+    path: str | Path,
+    *,
+    side: int | None = ...,
+    classes: Sequence[str] | None = ...,
+    device: str | torch.device = ...,
+    fast: Literal[True],
+    dtype: torch.dtype | None = ...,
+) -> FastDecoupledNet: ...
+
+
 def load(
     path: str | Path,
     *,
     side: int | None = None,
     classes: Sequence[str] | None = None,
     device: str | torch.device = "cpu",
-) -> DecoupledNet:
+    fast: bool = False,
+    dtype: torch.dtype | None = None,
+) -> DecoupledNet | FastDecoupledNet:
     """The network in a saved folder or in a ``.caffemodel`` of the release, in eval mode on `device`.
 
     `side` and `classes` replace what the file says about the input side and the class names (as many as it has).
     On the CPU the parameters are views of the file wherever possible (read when first used, private when written to).
+    With `fast` it is the network's drop-in for inference, computing in `dtype`: see :class:`FastDecoupledNet`.
     Raises WeightsError: nothing there, damaged, of another format or width, NaN or infinity among the values.
     """
+    if dtype is not None and not fast:
+        raise InputError(f"dtype: wanted only with fast=True (the plain network has .to), got {dtype!r}")
     path = Path(path)
     config, tensors, _ = _read(path, side, None if classes is None else tuple(classes))
     raise_all(str(path), _not_finite(tensors))
     try:
-        return _assemble(config, tensors).to(device)
+        model = _assemble(config, tensors).to(device)
     except (RuntimeError, AssertionError) as error:  # torch raises either for a device that is not there
         raise InputError(f"device: cannot put the network on {device!r}: {error}") from error
+    return FastDecoupledNet(model, dtype) if fast else model
 
 
 def read_metadata(folder: str | Path) -> dict[str, Any]:

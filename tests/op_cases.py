@@ -1,4 +1,7 @@
-"""The fused ops' cases, once: shapes, dtypes, layouts and the inputs made of them, for tests and benchmarks alike."""
+"""The fused ops' cases, once: shapes, dtypes, layouts and the inputs made of them, for tests and benchmarks alike.
+
+Pooling ops (INPUTS) take maps of any shape and layout and are exact; the others (CASES) round, and have cases each.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ddn_fast.packing import pack_conv3x3
+from ddn_fast.plan import passes_of
+
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+INFERENCE_DTYPES = (torch.float32, torch.bfloat16)
 
 
 class Shape(NamedTuple):
@@ -109,3 +116,155 @@ INPUTS: dict[str, Callable[[Shape, torch.dtype, str], tuple]] = {
     "max_unpool2x2": _max_unpool2x2,
     "gather2x2": _gather2x2,
 }
+
+
+class Dense(NamedTuple):
+    """M rows, N outputs, K inputs."""
+
+    rows: int
+    outputs: int
+    inputs: int
+
+    def __call__(self, dtype: torch.dtype) -> tuple:
+        generator = torch.Generator().manual_seed(self.inputs)
+        x = torch.randn(self.rows, self.inputs, generator=generator).to(dtype)
+        weight = torch.randn(self.outputs, self.inputs, generator=generator).to(dtype)
+        return x, weight, torch.randn(self.outputs, generator=generator), True
+
+
+class ClassGate(NamedTuple):
+    """F features, K inputs of fc6, L labels, B images, A places, Q pairs."""
+
+    features: int
+    inputs: int
+    labels: int
+    images: int
+    places: int
+    pairs: int
+
+    def __call__(self, dtype: torch.dtype) -> tuple:
+        generator = torch.Generator().manual_seed(self.inputs)
+
+        def normal(*shape: int) -> Tensor:
+            return torch.randn(shape, generator=generator)
+
+        def index(end: int, *shape: int) -> Tensor:
+            return torch.randint(0, max(end, 1), shape, generator=generator)
+
+        features, activations = self.features, (self.images, self.places, self.features)
+        return (
+            *(normal(self.labels, features).to(dtype), normal(features, features).to(dtype)),
+            *(normal(features, self.inputs).to(dtype), normal(*activations).relu(), normal(*activations).relu()),
+            index(self.places, self.images, self.labels),
+            *(index(self.images, self.pairs), index(self.labels, self.pairs)),
+        )
+
+
+class MergeScores(NamedTuple):
+    """K classes on S x S, resized to `square`, cropped to h x w."""
+
+    classes: int
+    side: int
+    square: int
+    height: int
+    width: int
+
+    def __call__(self, dtype: torch.dtype) -> tuple:
+        generator = torch.Generator().manual_seed(self.side)
+        shape = (passes_of(self.classes), self.side, self.side)
+        difference = 3 * torch.randn(shape, generator=generator, dtype=torch.float64)
+        return difference.to(dtype), self.classes, self.square, [self.height, self.width]
+
+
+class Conv3x3(NamedTuple):
+    """A stage of C, then `layers` channels on N maps of H x W; unpooled by the switches of B images if B is not 0."""
+
+    maps: int
+    channels: tuple[int, ...]
+    height: int
+    width: int
+    images: int = 0
+
+    def __call__(self, dtype: torch.dtype) -> tuple:
+        generator = torch.Generator().manual_seed(self.height)
+        pairs = tuple(zip(self.channels, self.channels[1:], strict=False))
+        scale = [(9 * inputs / 2) ** -0.5 for inputs, _ in pairs]
+        plain = [torch.randn(o, i, 3, 3, generator=generator) * s for (i, o), s in zip(pairs, scale, strict=True)]
+        weights = [pack_conv3x3(weight, "pairs" if dtype == torch.bfloat16 else "direct") for weight in plain]
+        biases = [torch.randn(outputs, generator=generator) for outputs in self.channels[1:]]
+        half = 2 if self.images else 1
+        x = torch.randn(self.maps, self.channels[0], self.height // half, self.width // half, generator=generator)
+        if not self.images:
+            return x.to(dtype), weights, biases
+        switches = make_switches(self.images, self.channels[0], self.height, self.width)
+        of_pass = torch.randint(0, self.images, (self.maps,), generator=generator)
+        return x.to(dtype), weights, biases, switches, of_pass
+
+    def scored(self, dtype: torch.dtype) -> tuple:
+        """The same with the weight and bias of a score."""
+        x, weights, biases, *rest = self(dtype)
+        generator = torch.Generator().manual_seed(self.width)
+        score = torch.randn(self.channels[-1], generator=generator), torch.randn(1, generator=generator)
+        return x, weights, biases, *score, *rest
+
+
+_STAGES = (
+    Conv3x3(1, (3, 40, 64), 8, 12),
+    Conv3x3(3, (64, 32), 6, 10, 2),
+    Conv3x3(0, (32, 32), 4, 4),
+)
+
+# op to its cases, each of which makes its arguments in a dtype; the first one is small and has whole and cut blocks
+CASES: dict[str, tuple[Callable[[torch.dtype], tuple], ...]] = {
+    "conv3x3": _STAGES,
+    "conv3x3_max_pool2x2": _STAGES,
+    "conv3x3_score": tuple(stage.scored for stage in _STAGES),
+    "dense": (
+        Dense(17, 33, 65),
+        Dense(16, 64, 128),
+        Dense(1, 1, 1),
+        Dense(3, 20, 31),
+        Dense(5, 7, 2100),
+        Dense(40, 16, 32),
+        Dense(130, 150, 1100),
+        Dense(300, 5, 33),
+        Dense(0, 3, 4),
+    ),
+    "class_gate": (
+        ClassGate(40, 100, 5, 2, 4, 7),
+        ClassGate(5, 7, 3, 2, 1, 1),
+        ClassGate(64, 4500, 4, 3, 16, 4),
+        ClassGate(33, 96, 3, 1, 9, 2),
+        ClassGate(48, 64, 20, 3, 4, 130),
+        ClassGate(16, 32, 2, 1, 4, 0),
+    ),
+    "merge_scores": (
+        MergeScores(3, 20, 33, 33, 21),
+        MergeScores(1, 20, 20, 13, 20),
+        MergeScores(2, 31, 7, 7, 5),
+        MergeScores(4, 9, 100, 99, 100),
+        MergeScores(1, 1, 5, 5, 2),
+        MergeScores(7, 5, 1, 1, 1),
+        MergeScores(20, 40, 23, 20, 23),
+        MergeScores(3, 64, 100, 75, 100),
+    ),
+}
+
+
+def dtypes_of(op: str) -> tuple[torch.dtype, ...]:
+    """What the op takes."""
+    if op in INPUTS:
+        return DTYPES
+    return (torch.float32, torch.float64) if op == "merge_scores" else INFERENCE_DTYPES
+
+
+def small_case(op: str, dtype: torch.dtype, device: str = "cpu") -> tuple:
+    """Arguments of a small case of any op."""
+    if op in INPUTS:
+        return INPUTS[op](Shape(2, 3, 5, 5, 4), dtype, device)
+    return CASES[op][0](dtype)
+
+
+def results(value: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """What an op gave, always as a tuple."""
+    return value if isinstance(value, tuple) else (value,)

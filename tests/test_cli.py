@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import errno
 import json
+import sys
 import tracemalloc
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 from test_evaluate import random_mask, voc_folder
 from tiny_net import CLASSES, random_image, tiny_net, write_image
 
-from ddn_fast import cli_predict
+from ddn_fast import cli_predict, info
 from ddn_fast.cli import main
 from ddn_fast.cli_predict import Names, find_images
 from ddn_fast.errors import InputError
@@ -82,6 +84,35 @@ def test_named_labels_and_threshold_reach_the_network(weights, photos, tmp_path)
     assert files(tmp_path / "named") == ["masks/a.png", "scores.jsonl"]
     assert predict(weights, tmp_path / "none", photos / "a.png", "--threshold", "1") == 0
     assert not load_mask(tmp_path / "none" / "masks/a.png", 6).any()
+
+
+def test_engine_and_plain_network_write_the_same_masks(weights, photos, tmp_path, capsys):
+    lines, masks = {}, {}
+    for options in (["--no-fast"], [], ["--fast"], ["--dtype", "bfloat16"]):
+        out = tmp_path / "-".join(["out", *options])
+        assert predict(weights, out, photos, "--no-overlay", *options) == 0
+        lines[out.name] = capsys.readouterr().out.splitlines()[0]
+        masks[out.name] = np.concatenate([load_mask(out / record["mask"], 6).ravel() for record in records(out)])
+    isa = info.cpu_isa()
+    assert list(lines.values()) == ["plain network: float32 on cpu"] + [f"engine: float32 on {isa}"] * 2 + [
+        f"engine: bfloat16 on {isa}"
+    ]
+    plain, default, fast, narrow = masks.values()
+    assert (plain == default).mean() > 0.995
+    assert np.array_equal(default, fast)
+    assert (plain == narrow).mean() > 0.5
+
+
+def test_without_the_extension_the_plain_network_is_the_default_and_fast_says_why(
+    weights, photos, tmp_path, capsys, monkeypatch
+):
+    for name in ("_C", "ops"):
+        monkeypatch.setitem(sys.modules, f"ddn_fast.{name}", None)
+    assert predict(weights, tmp_path / "out", photos, "--no-overlay") == 0
+    assert "plain network: float32 on cpu" in capsys.readouterr().out
+    assert predict(weights, tmp_path / "none", photos, "--fast") == 2
+    assert capsys.readouterr().err.startswith("ddn-fast: error: --fast: ")
+    assert not (tmp_path / "none").exists()
 
 
 def test_bad_images_are_recorded_and_the_rest_goes_on(weights, photos, tmp_path, capsys):
@@ -253,6 +284,7 @@ def test_image_names_outside_ascii_work(weights, tmp_path):
         (["--device", "cuda:99"], "--device: wanted one of"),
         (["--device", "gpu"], "--device: wanted one of"),
         (["--weights", "/nowhere"], "/nowhere"),
+        (["--dtype", "bfloat16", "--no-fast"], "--dtype: wanted only with the engine"),
     ],
 )
 def test_errors_are_one_line_exit_2_and_nothing_written(weights, photos, tmp_path, capsys, arguments, message):
@@ -283,8 +315,10 @@ def test_evaluate_prints_a_table_and_writes_json(weights, tmp_path, capsys):
     assert "mean" in capsys.readouterr().out
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert figures["images"] == 3
-    assert run("evaluate", *arguments, "--labels", "truth") == 0
-    assert "truth labels" in capsys.readouterr().out
+    assert run("evaluate", *arguments, "--labels", "truth", "--no-fast") == 0
+    printed = capsys.readouterr().out
+    assert "truth labels" in printed
+    assert "plain network" in printed
     assert run("evaluate", *arguments, "--split", "test") == 2
     assert "test" in capsys.readouterr().err
 

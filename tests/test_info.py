@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 
 import pytest
 
 import ddn_fast
 from ddn_fast import info, reference
+from ddn_fast.errors import InputError
 
 
 def test_info_is_plain_json_and_names_every_op() -> None:
@@ -23,9 +25,35 @@ def test_info_is_plain_json_and_names_every_op() -> None:
 def test_cpu_features_never_claim_a_wider_set_without_its_base() -> None:
     features = info.collect()["cpu"]["features"]
     assert all(isinstance(present, bool) for present in features.values())
-    for name in ("avx512bw", "avx512vl", "avx512_bf16"):
+    for name in ("avx512bw", "avx512dq", "avx512vl", "avx512_bf16"):
         assert not features[name] or features["avx512f"]
+    assert not features["avx512f"] or (features["avx2"] and features["fma"])
     assert not features["amx_permission"] or features["amx_bf16"]
+
+
+def test_info_names_the_instruction_set_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ddn_fast import _C
+
+    isas = _C.cpu_isas()
+    assert isas[0] == "plain"
+    monkeypatch.delenv("DDN_MAX_CPU_ISA", raising=False)
+    assert info.collect()["cpu"]["isa"] == isas[-1]
+    for isa in isas:
+        monkeypatch.setenv("DDN_MAX_CPU_ISA", isa)
+        assert info.collect()["cpu"]["isa"] == isa
+        assert re.search(rf"^kernels use +{isa}$", info.text(), re.MULTILINE)
+
+
+def test_an_instruction_set_that_is_none_is_a_named_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DDN_MAX_CPU_ISA", "sse9")
+    for ask in (info.cpu_isa, info.collect):
+        with pytest.raises(InputError, match="got sse9"):
+            ask()
+
+
+def test_ops_without_a_cuda_kernel_are_not_said_to_have_one() -> None:
+    kernels = info.collect()["ops"]
+    assert [name for name, built in kernels.items() if built["cuda"]] in ([], list(info.CUDA_OPS))
 
 
 def test_info_works_without_the_extension_and_says_how_to_build_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,5 @@
 // A feature counts when CPUID lists it and XCR0 says that the operating system saves its registers; AMX also needs the
-// Linux kernel's permission. Never decided by model name. Only detects: asks for no permission.
+// Linux kernel's permission. Never decided by model name. features() only detects: it asks for no permission.
 #include "cpu/features.h"
 
 #if defined(__x86_64__)
@@ -37,6 +37,7 @@ uint64_t saved_state() {
 }
 
 constexpr int kGetSupported = 0x1021, kGetPermitted = 0x1022;  // arch_prctl: ARCH_GET_XCOMP_SUPP, ARCH_GET_XCOMP_PERM
+constexpr int kRequest = 0x1023;                               // ARCH_REQ_XCOMP_PERM, which takes the number itself
 constexpr int kTileData = 18;
 
 bool tile_data(int request) {
@@ -58,13 +59,23 @@ Features features() {
   const Registers base = cpuid(7, 0), more = cpuid(7, 1);
   Features f;
   f.avx2 = ymm && bit(base.ebx, 5);
+  f.fma = ymm && bit(cpuid(1, 0).ecx, 12);
   f.avx512f = zmm && bit(base.ebx, 16);
   f.avx512bw = zmm && bit(base.ebx, 30);
+  f.avx512dq = zmm && bit(base.ebx, 17);
   f.avx512vl = zmm && bit(base.ebx, 31);
   f.avx512_bf16 = zmm && base.eax >= 1 && bit(more.eax, 5);
   f.amx_bf16 = tiles && bit(base.edx, 22) && bit(base.edx, 24) && tile_data(kGetSupported);
   f.amx_permission = f.amx_bf16 && tile_data(kGetPermitted);
   return f;
+}
+
+bool request_amx() {
+#if defined(__linux__)
+  return syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
+#else
+  return false;
+#endif
 }
 
 }  // namespace ddn::cpu
@@ -75,6 +86,10 @@ namespace ddn::cpu {
 
 Features features() {
   return {};
+}
+
+bool request_amx() {
+  return false;
 }
 
 }  // namespace ddn::cpu

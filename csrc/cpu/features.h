@@ -5,8 +5,10 @@ namespace ddn::cpu {
 
 struct Features {
   bool avx2 = false;
+  bool fma = false;
   bool avx512f = false;
   bool avx512bw = false;
+  bool avx512dq = false;
   bool avx512vl = false;
   bool avx512_bf16 = false;
   bool amx_bf16 = false;        // the CPU has it and the kernel grants it on request
@@ -14,5 +16,8 @@ struct Features {
 };
 
 Features features();
+
+// Asks the Linux kernel to let this process, its present and future threads, use AMX tiles. False where it will not.
+bool request_amx();
 
 }  // namespace ddn::cpu

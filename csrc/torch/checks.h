@@ -1,4 +1,4 @@
-// Argument checks of ops.cpp: every message reads "op: argument must be WANTED, got GOT".
+// Argument checks of the ops: every message reads "op: argument must be WANTED, got GOT".
 #pragma once
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
@@ -68,6 +68,14 @@ inline Dtype check_map(const char* op, const Tensor& x) {
     case ScalarType::BFloat16: return Dtype::bfloat16;
     case ScalarType::Half: return Dtype::float16;
     default: fail(op, "x must be Float, Double, BFloat16 or Half, got ", torch::headeronly::toString(x.scalar_type()));
+  }
+}
+
+inline Dtype check_float_or_bfloat16(const char* op, const char* name, const Tensor& t) {
+  switch (t.scalar_type()) {
+    case ScalarType::Float: return Dtype::float32;
+    case ScalarType::BFloat16: return Dtype::bfloat16;
+    default: fail(op, name, " must be Float or BFloat16, got ", torch::headeronly::toString(t.scalar_type()));
   }
 }
 

@@ -1,10 +1,11 @@
-// ddn_fast._C: importing it registers torch.ops.ddn_fast.* (ops.cpp); its own functions tell what was built and what
+// ddn_fast._C: importing it registers torch.ops.ddn_fast.* (ops_*.cpp); its own functions tell what was built and what
 // this machine can run.
 #include <pybind11/pybind11.h>
 
 #include <string>
 
 #include "cpu/features.h"
+#include "cpu/isa.h"
 
 namespace py = pybind11;
 
@@ -25,8 +26,10 @@ py::dict cpu_features() {
   const ddn::cpu::Features found = ddn::cpu::features();
   py::dict features;
   features["avx2"] = found.avx2;
+  features["fma"] = found.fma;
   features["avx512f"] = found.avx512f;
   features["avx512bw"] = found.avx512bw;
+  features["avx512dq"] = found.avx512dq;
   features["avx512vl"] = found.avx512vl;
   features["avx512_bf16"] = found.avx512_bf16;
   features["amx_bf16"] = found.amx_bf16;
@@ -43,4 +46,17 @@ PYBIND11_MODULE(_C, m) {
   m.def("cpu_features", &cpu_features,
         "Which instruction sets this CPU and its operating system offer; amx_bf16: would be granted on request, "
         "amx_permission: this process already has it.");
+  m.def(
+      "cpu_isa", [] { return ddn::cpu::name(ddn::cpu::isa()); },
+      "The instruction set that kernels use here and now: plain, avx2, avx512, avx512_bf16 or amx_bf16; the machine's "
+      "best, but not above the environment variable DDN_MAX_CPU_ISA.");
+  m.def(
+      "cpu_isas",
+      [] {
+        py::list names;
+        for (int i = 0; i <= static_cast<int>(ddn::cpu::machine_isa()); ++i)
+          names.append(ddn::cpu::name(static_cast<ddn::cpu::Isa>(i)));
+        return names;
+      },
+      "Those of them this machine has, worst first.");
 }

@@ -1,0 +1,145 @@
+// dense: y = x @ weight^T + bias, perhaps ReLU: fc6, fc7 and their kin (SPEC sections 3 and 5) as products of matrices.
+// What its variants share; each file that includes this is compiled for its own instruction set.
+//
+// Few rows of x meet many weights, so the time is that of streaming the weights from memory: each is read once a call.
+// x is packed into blocks of 16 rows, the lanes of a vector or the columns of a tile. A thread takes outputs, and of
+// those as many at a time as stay in its cache, panel by panel of their inputs, while all blocks of rows pass by. Sums
+// are float32, panel by panel, so that rounding grows with a panel's length and the number of panels, not their
+// product.
+#pragma once
+#include <bit>
+#include <cstdint>
+#include <cstring>
+
+#include "cpu/dense.h"
+#include "cpu/vec.h"
+
+namespace ddn::cpu {
+namespace {
+
+static_assert(std::endian::native == std::endian::little, "a pair of bfloat16 is taken apart as one 32-bit word");
+
+constexpr int kRows = 16;              // of x in a block
+constexpr int64_t kMostOutputs = 128;  // at a time: what stays in the second-level cache with a panel of inputs
+constexpr int64_t kAhead = 512;        // bytes of a row of weights that are fetched ahead of their use
+constexpr int64_t kPanel = 1024;       // inputs
+
+DDN_INLINE int64_t least(int64_t a, int64_t b) {
+  return a < b ? a : b;
+}
+DDN_INLINE int64_t blocks_of(int64_t n, int64_t block) {
+  return (n + block - 1) / block;
+}
+
+// Words of 32 bits that 32 values of type E are.
+template <class E>
+constexpr int kWords = 32 * sizeof(E) / sizeof(uint32_t);
+
+template <class E>
+int64_t packed_bytes(const DenseParams& p) {
+  return blocks_of(p.rows, kRows) * kRows * blocks_of(p.inputs, 32) * 32 * static_cast<int64_t>(sizeof(E));
+}
+
+// Input blocks [begin, end) of x to packed [M/16][K/32][kWords][16] words, each a float or a pair of bfloat16 of one
+// row; zeros beyond M and K. Values are rounded to R, the weights' dtype, and kept as E.
+template <class E, class R, class X>
+void pack_as(const DenseParams& p, uint32_t* packed, int64_t begin, int64_t end) {
+  const int64_t blocks = blocks_of(p.inputs, 32);
+  for (int64_t row = 0; row < blocks_of(p.rows, kRows) * kRows; ++row)
+    for (int64_t block = begin; block < end; ++block) {
+      alignas(64) R rounded[32] = {};
+      if (row < p.rows) {
+        const X* from = static_cast<const X*>(p.x) + row * p.inputs + 32 * block;
+        const int count = static_cast<int>(least(32, p.inputs - 32 * block));
+        for (int k = 0; k < count; k += kWidth) store(rounded + k, load_some(from + k, count - k));
+      }
+      alignas(64) E values[32];
+      for (int k = 0; k < 32; k += kWidth) store(values + k, load(rounded + k));
+      uint32_t words[kWords<E>];
+      std::memcpy(words, values, sizeof words);
+      uint32_t* to = packed + (row / kRows * blocks + block) * kWords<E> * kRows + row % kRows;
+      for (int k = 0; k < kWords<E>; ++k) to[k * kRows] = words[k];
+    }
+}
+
+template <class E, class R>
+void pack(const DenseParams& p, void* packed, int64_t begin, int64_t end) {
+  uint32_t* words = static_cast<uint32_t*>(packed);
+  if (p.x_dtype == Dtype::float32)
+    pack_as<E, R, float>(p, words, begin, end);
+  else
+    pack_as<E, R, BF16>(p, words, begin, end);
+}
+
+// The product of a panel of inputs, for some outputs and all rows.
+template <class W>
+struct Panel {
+  const W* weight;  // [outputs][stride], of which `inputs` are in the panel
+  int64_t stride;   // K
+  int64_t outputs;
+  const uint32_t* x;  // [row_blocks][x_stride], each [inputs/32][kWords][16]
+  int64_t x_stride;
+  int64_t row_blocks;
+  int64_t inputs;  // a multiple of 32 but for the last panel
+  float* total;    // [row_blocks][kMostOutputs][16]: to be added to, or with `first` set
+  bool first;
+};
+
+DDN_INLINE void add_to(float* total, const float* sum, bool first) {
+  for (int k = 0; k < kRows; k += kWidth) store(total + k, first ? load(sum + k) : load(total + k) + load(sum + k));
+}
+
+// Outputs of blocks [begin, end) of 32, `together` at a time when there is but one block of rows: then nothing of a
+// weight is used twice, and the longer the stretches that are read, the better.
+template <class E, class W, class Add>
+DDN_INLINE void multiply_panels(const DenseParams& p, const void* packed, int64_t begin, int64_t end, int64_t together,
+                                Add add) {
+  alignas(64) float total[kDenseRows / kRows * kMostOutputs * kRows];
+  const int64_t row_blocks = blocks_of(p.rows, kRows), x_stride = blocks_of(p.inputs, 32) * kWords<E> * kRows;
+  const int64_t last = least(end * kDenseBlock, p.outputs), step = row_blocks == 1 ? together : kMostOutputs;
+  for (int64_t n0 = begin * kDenseBlock; n0 < last; n0 += step) {
+    const int64_t outputs = least(step, last - n0);
+    for (int64_t k0 = 0; k0 < p.inputs; k0 += kPanel)
+      add(Panel<W>{.weight = static_cast<const W*>(p.weight) + n0 * p.inputs + k0,
+                   .stride = p.inputs,
+                   .outputs = outputs,
+                   .x = static_cast<const uint32_t*>(packed) + k0 / 32 * kWords<E> * kRows,
+                   .x_stride = x_stride,
+                   .row_blocks = row_blocks,
+                   .inputs = least(kPanel, p.inputs - k0),
+                   .total = total,
+                   .first = k0 == 0});
+    for (int64_t row = 0; row < p.rows; ++row)
+      for (int64_t n = 0; n < outputs; ++n) {
+        const float sum = total[(row / kRows * kMostOutputs + n) * kRows + row % kRows];
+        const float value = p.bias ? sum + p.bias[n0 + n] : sum;
+        p.y[row * p.outputs + n0 + n] = p.relu && value < 0 ? 0.0f : value;
+      }
+  }
+}
+
+// Asks for the weights of G outputs that come soon after those at `weight`. When the next block of rows meets the same
+// weights they are in the cache, so the first one asks.
+template <int G, class W>
+DDN_INLINE void fetch_ahead(const Panel<W>& panel, const W* weight) {
+#pragma GCC unroll 16
+  for (int g = 0; g < G; ++g) __builtin_prefetch(reinterpret_cast<const char*>(weight + g * panel.stride) + kAhead);
+}
+
+// All outputs of a panel, Group at a time and the rest one by one.
+template <int Group, class W, class Products>
+DDN_INLINE void add_in_groups(const Panel<W>& panel, Products products) {
+  for (int64_t block = 0; block < panel.row_blocks; ++block) {
+    const uint32_t* x = panel.x + block * panel.x_stride;
+    float* total = panel.total + block * kMostOutputs * kRows;
+    const W* weight = panel.weight;
+    int64_t n = 0;
+    for (; n + Group <= panel.outputs; n += Group, weight += Group * panel.stride)
+      products.template add<Group>(panel, weight, x, total + n * kRows, block == 0);
+    for (; n < panel.outputs; ++n, weight += panel.stride)
+      products.template add<1>(panel, weight, x, total + n * kRows, block == 0);
+  }
+}
+
+}  // namespace
+}  // namespace ddn::cpu

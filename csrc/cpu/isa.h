@@ -1,0 +1,25 @@
+// Instruction sets that kernels are written for, each containing those before it, and the one to use here and now.
+#pragma once
+
+namespace ddn::cpu {
+
+enum class Isa {
+  plain,        // what the compiler's default target has
+  avx2,         // AVX2 and FMA
+  avx512,       // AVX-512 F, BW, DQ, VL
+  avx512_bf16,  // and AVX512_BF16
+  amx_bf16,     // and AMX tiles with bfloat16 products
+};
+constexpr int kIsas = 5;
+
+const char* name(Isa isa);
+
+// The best this machine has.
+Isa machine_isa();
+
+// The best this machine has, but not above the one named by the environment variable DDN_MAX_CPU_ISA, which is read on
+// every call. Throws std::runtime_error where the variable names none. Asks the Linux kernel for the permission to use
+// AMX tiles when that is what it returns.
+Isa isa();
+
+}  // namespace ddn::cpu

@@ -1,0 +1,109 @@
+// One register of floats of the instruction set this translation unit is compiled for. Everything has internal linkage:
+// each kernel file keeps its own copy, compiled with its own flags.
+#pragma once
+#include <cstdint>
+#include <cstring>
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
+
+#define DDN_INLINE __attribute__((always_inline)) inline
+
+namespace ddn::cpu {
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int kWidth = 16;
+#elif defined(__AVX2__)
+constexpr int kWidth = 8;
+#else
+constexpr int kWidth = 4;
+#endif
+
+typedef float Vec [[gnu::vector_size(4 * kWidth)]];
+typedef uint32_t UVec [[gnu::vector_size(4 * kWidth)]];
+typedef uint16_t HalfVec [[gnu::vector_size(2 * kWidth)]];  // the bits of kWidth bfloat16
+
+struct BF16 {
+  uint16_t bits;
+};
+
+template <class V>
+DDN_INLINE V load_bits(const void* from) {
+  V v;
+  std::memcpy(&v, from, sizeof v);
+  return v;
+}
+template <class V>
+DDN_INLINE void store_bits(void* to, V v) {
+  std::memcpy(to, &v, sizeof v);
+}
+
+DDN_INLINE Vec splat(float value) {
+  return value - Vec{};  // x - 0 is x, so only a broadcast remains; x + 0 is not, for -0
+}
+
+// kWidth values of either type, widened to float.
+DDN_INLINE Vec load(const float* from) {
+  return load_bits<Vec>(from);
+}
+DDN_INLINE Vec load(const BF16* from) {
+  return (Vec)(__builtin_convertvector(load_bits<HalfVec>(from), UVec) << 16);
+}
+
+DDN_INLINE void store(float* to, Vec v) {
+  store_bits(to, v);
+}
+// To the nearest, ties to even; NaN stays NaN.
+DDN_INLINE void store(BF16* to, Vec v) {
+#if defined(__AVX512BF16__)
+  store_bits(to, (HalfVec)_mm512_cvtneps_pbh((__m512)v));
+#else
+  const UVec bits = (UVec)v;
+  const UVec rounded = bits + 0x7fff + (bits >> 16 & 1);
+  const UVec kept = v != v ? (bits | 0x400000) : rounded;
+  store_bits(to, __builtin_convertvector(kept >> 16, HalfVec));
+#endif
+}
+
+// The first `count` values, the rest 0; and their reverse. For the last channels of a map.
+template <class E>
+DDN_INLINE Vec load_some(const E* from, int count) {
+  if (count >= kWidth) return load(from);
+  E padded[kWidth] = {};
+  for (int k = 0; k < count; ++k) padded[k] = from[k];
+  return load(padded);
+}
+template <class E>
+DDN_INLINE void store_some(E* to, Vec v, int count) {
+  if (count >= kWidth) return store(to, v);
+  E padded[kWidth];
+  store(padded, v);
+  for (int k = 0; k < count; ++k) to[k] = padded[k];
+}
+
+// max(v, 0) that keeps NaN, as torch's does: the instruction returns its second operand when either is NaN.
+DDN_INLINE Vec relu(Vec v) {
+#if defined(__AVX512F__)
+  return (Vec)_mm512_max_ps(_mm512_setzero_ps(), (__m512)v);
+#elif defined(__AVX2__)
+  return (Vec)_mm256_max_ps(_mm256_setzero_ps(), (__m256)v);
+#elif defined(__SSE2__)
+  return (Vec)_mm_max_ps(_mm_setzero_ps(), (__m128)v);
+#else
+  return v < 0 ? Vec{} : v;
+#endif
+}
+
+DDN_INLINE float sum(Vec v) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_add_ps((__m512)v);
+#else
+  float total = 0;
+  for (int k = 0; k < kWidth; ++k) total += v[k];
+  return total;
+#endif
+}
+
+}  // namespace
+}  // namespace ddn::cpu

@@ -1,0 +1,73 @@
+// AMX tiles in plain C++, one set per thread. Aborts where the hardware would fault.
+#pragma once
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+
+namespace ddn::emu {
+
+struct Tiles {
+  bool configured = false;
+  unsigned char bytes[8][16][64];
+};
+inline thread_local Tiles tiles;
+
+inline Tiles& configured_tiles() {
+  if (!tiles.configured) {
+    std::fputs("AMX emulation: a tile is used before tile_configure or after DDN_TILE_RELEASE\n", stderr);
+    std::abort();
+  }
+  return tiles;
+}
+
+inline void tile_zero(int tile) {
+  std::memset(configured_tiles().bytes[tile], 0, sizeof tiles.bytes[tile]);
+}
+
+inline void tile_load(int tile, const void* from, long stride) {
+  for (int row = 0; row < 16; ++row)
+    std::memcpy(configured_tiles().bytes[tile][row], static_cast<const char*>(from) + row * stride, 64);
+}
+
+inline void tile_store(int tile, void* to, long stride) {
+  for (int row = 0; row < 16; ++row)
+    std::memcpy(static_cast<char*>(to) + row * stride, configured_tiles().bytes[tile][row], 64);
+}
+
+inline float widen(const unsigned char* bfloat16) {
+  uint16_t bits;
+  std::memcpy(&bits, bfloat16, sizeof bits);
+  const uint32_t wide = static_cast<uint32_t>(bits) << 16;
+  float value;
+  std::memcpy(&value, &wide, sizeof value);
+  return value;
+}
+
+inline void tile_dot(int c, int a, int b) {
+  Tiles& t = configured_tiles();
+  for (int m = 0; m < 16; ++m)
+    for (int n = 0; n < 16; ++n) {
+      float sum;
+      std::memcpy(&sum, &t.bytes[c][m][4 * n], sizeof sum);
+      for (int k = 0; k < 16; ++k)
+        for (int j = 0; j < 2; ++j) sum += widen(&t.bytes[a][m][4 * k + 2 * j]) * widen(&t.bytes[b][k][4 * n + 2 * j]);
+      std::memcpy(&t.bytes[c][m][4 * n], &sum, sizeof sum);
+    }
+}
+
+}  // namespace ddn::emu
+
+namespace ddn::cpu {
+inline void tile_configure() {
+  emu::tiles.configured = true;
+  std::memset(emu::tiles.bytes, 0, sizeof emu::tiles.bytes);
+}
+}  // namespace ddn::cpu
+
+#define DDN_TILE_RELEASE() (void)(ddn::emu::tiles.configured = false)
+#define DDN_TILE_ZERO(tile) ddn::emu::tile_zero(tile)
+#define DDN_TILE_LOAD(tile, from, stride) ddn::emu::tile_load(tile, from, stride)
+#define DDN_TILE_LOAD_STREAM(tile, from, stride) ddn::emu::tile_load(tile, from, stride)
+#define DDN_TILE_STORE(tile, to, stride) ddn::emu::tile_store(tile, to, stride)
+#define DDN_TILE_DOT(c, a, b) ddn::emu::tile_dot(c, a, b)

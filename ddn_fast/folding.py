@@ -1,0 +1,182 @@
+"""A trained network as the weights that the fused ops take: folded, permuted, packed, once.
+
+    DecoupledNet -> fold -> Folded
+
+Every batch normalisation goes into the layer before it, those before fc6-seg into fc6-seg (SPEC identity 6); transposed
+convolutions become convolutions (9), the two seg-scores their difference (5), layers of the size of a map products of
+matrices. Folding is done in float64. B images, G x G class grid, k = fc_kernel, C5 = widths[4].
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .config import STAGE_CONVS
+from .errors import NumericsError
+from .network import BN_EPS, BatchNorm, Bridge, DecoupledNet
+from .packing import conv3x3_layout, pack_conv3x3
+
+
+class Stage(NamedTuple):
+    """The 3x3 convolutions between two poolings, as :func:`ddn_fast.ops.conv3x3` takes them."""
+
+    weights: list[Tensor]  # packed
+    biases: list[Tensor]  # [O]
+
+
+class Dense(NamedTuple):
+    """A layer as :func:`ddn_fast.ops.dense` takes it."""
+
+    weight: Tensor  # [N,K]
+    bias: Tensor  # [N]
+
+
+class FoldedBridge(NamedTuple):
+    """The bridge, its first layer in two halves (identity 3)."""
+
+    fc6_seg_image: Dense  # [bridge,k*k*C5], of pool5; its bias is the whole layer's
+    fc6_seg_class: Tensor  # [bridge,k*k*C5], of the class-specific activation map
+    fc7_seg: Dense  # [bridge,bridge]
+    fc6_deconv: Dense  # [k*k*C5,bridge], bias [C5]
+
+
+class Folded(NamedTuple):
+    """All weights of the engine. Windows of a map are rows of ``k*k*C5`` values: row, column, channel."""
+
+    encoder: tuple[Stage, ...]  # of pool1..pool5
+    fc6: Dense  # [fc,k*k*C5]
+    fc7: Dense  # [fc,fc]
+    cls_score: Dense  # [L,fc], float32 at least
+    bridge: FoldedBridge
+    decoder: tuple[Stage, ...]  # of unpool5..unpool1
+    score_weight: Tensor  # [widths[0]], foreground minus background
+    score_bias: Tensor  # [1]
+
+
+@torch.no_grad()
+def fold(model: DecoupledNet, dtype: torch.dtype, isa: str) -> Folded:
+    """The weights of `model` (in eval mode), in memory of their own.
+
+    `dtype`: of maps and of the large dense layers; biases and class scores are float32 at least. `isa` decides how the
+    convolutions are packed (:func:`ddn_fast.packing.conv3x3_layout`). Raises NumericsError where a value is NaN or
+    infinite: kernels may lose a NaN that the plain formulas carry through.
+    """
+    for name, value in model.state_dict().items():
+        if value.numel() and not torch.stack(torch.aminmax(value)).isfinite().all():
+            raise NumericsError(f"{name}: wanted finite values, got NaN or infinity")
+    wide = torch.promote_types(dtype, torch.float32)
+    head, score = model.head, model.decoder.seg_score
+    assert head.fc6.bias is not None
+    assert score.bias is not None
+    return Folded(
+        encoder=tuple(_encoder_stage(model, stage, dtype, isa) for stage in range(1, 6)),
+        fc6=Dense(_own(head.fc6.weight.permute(0, 2, 3, 1), dtype).flatten(1), _own(head.fc6.bias, wide)),
+        fc7=_point(head.fc7, None, dtype, wide),
+        cls_score=_point(head.cls_score, None, wide, wide),
+        bridge=_fold_bridge(model.bridge, dtype, wide),
+        decoder=tuple(_decoder_stage(model, stage, dtype, isa) for stage in range(5, 0, -1)),
+        score_weight=_own((score.weight[1].double() - score.weight[0].double()).flatten(), wide),
+        score_bias=_own((score.bias[1].double() - score.bias[0].double())[None], wide),
+    )
+
+
+def affine(bn: BatchNorm) -> tuple[Tensor, Tensor]:
+    """Batch normalisation at inference as scale and shift ``[C]``, float64."""
+    scale = bn.weight.double() / torch.sqrt(bn.running_var.double() + BN_EPS)
+    if not scale.isfinite().all():
+        raise NumericsError("batch normalisation: wanted variances above 0, got a negative one")
+    return scale, bn.bias.double() - bn.running_mean.double() * scale
+
+
+def _encoder_stage(model: DecoupledNet, stage: int, dtype: torch.dtype, isa: str) -> Stage:
+    layers = []
+    for k in range(1, STAGE_CONVS[stage - 1] + 1):
+        weight, bias = (model.encoder.get_parameter(f"conv{stage}_{k}.{part}") for part in ("weight", "bias"))
+        layers.append((weight.double(), bias.double()))
+    return _pack_stage(layers, dtype, isa)
+
+
+def _decoder_stage(model: DecoupledNet, stage: int, dtype: torch.dtype, isa: str) -> Stage:
+    layers = []
+    for k in range(1, STAGE_CONVS[stage - 1] + 1):
+        deconv, bn = (model.decoder.get_submodule(f"deconv{stage}_{k}{suffix}") for suffix in ("", "_bn"))
+        assert isinstance(deconv, nn.ConvTranspose2d)
+        assert isinstance(bn, BatchNorm)
+        assert deconv.bias is not None
+        scale, shift = affine(bn)
+        weight = deconv.weight.double().flip(2, 3).transpose(0, 1) * scale[:, None, None, None]
+        layers.append((weight, deconv.bias.double() * scale + shift))
+    return _pack_stage(layers, dtype, isa)
+
+
+def _pack_stage(layers: list[tuple[Tensor, Tensor]], dtype: torch.dtype, isa: str) -> Stage:
+    """Layers as (weight ``[O,C,3,3]``, bias ``[O]``), both float64."""
+    wide = torch.promote_types(dtype, torch.float32)
+    layouts = [conv3x3_layout(dtype, isa, weight.shape[1]) for weight, _ in layers]
+    weights = [pack_conv3x3(weight, layout, wide) for (weight, _), layout in zip(layers, layouts, strict=True)]
+    return Stage(weights, [_own(bias, wide) for _, bias in layers])
+
+
+def _fold_bridge(bridge: Bridge, dtype: torch.dtype, wide: torch.dtype) -> FoldedBridge:
+    fc6_seg, fc6_deconv = bridge.fc6_seg, bridge.fc6_deconv
+    assert fc6_seg.bias is not None
+    assert fc6_deconv.bias is not None
+    half = fc6_seg.in_channels // 2
+    scale, shift = affine(bridge.fc6_seg_bn)
+    of_image, image_constant = _rows(fc6_seg.weight[:, :half], scale, *affine(bridge.pool5_bn), dtype)
+    of_class, class_constant = _rows(fc6_seg.weight[:, half:], scale, *affine(bridge.class_map_bn), dtype)
+    bias = fc6_seg.bias.double() * scale + shift + image_constant + class_constant
+    scale, shift = affine(bridge.fc6_deconv_bn)
+    return FoldedBridge(
+        fc6_seg_image=Dense(of_image, _own(bias, wide)),
+        fc6_seg_class=of_class,
+        fc7_seg=_point(bridge.fc7_seg, bridge.fc7_seg_bn, dtype, wide),
+        fc6_deconv=Dense(
+            _columns(fc6_deconv.weight, scale, dtype), _own(fc6_deconv.bias.double() * scale + shift, wide)
+        ),
+    )
+
+
+def _rows(
+    weight: Tensor, scale: Tensor, in_scale: Tensor, in_shift: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """``scale * weight * (in_scale * x + in_shift)`` as rows ``[O,k*k*C]`` for x, and a constant ``[O]`` float64.
+
+    weight ``[O,C,k,k]``, scale ``[O]``, in_scale and in_shift ``[C]``. Row by row: in float64 a whole layer of the
+    paper's size is a gigabyte, and one row is transposed in the cache.
+    """
+    taps = weight.flatten(2)
+    rows = torch.empty(len(taps), taps.shape[2], taps.shape[1], dtype=dtype)
+    constant = torch.empty(len(taps), dtype=torch.float64)
+    for k in range(len(taps)):
+        row = taps[k].double() * scale[k]  # [C,k*k]
+        constant[k] = row.sum(1) @ in_shift
+        rows[k] = (row * in_scale[:, None]).T.contiguous()
+    return rows.flatten(1), constant
+
+
+def _columns(weight: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """``scale * weight`` of a transposed convolution ``[N,C,k,k]``, scale ``[C]``, as ``[k*k*C,N]``."""
+    taps = weight.flatten(2)
+    columns = torch.empty(taps.shape[2], taps.shape[1], len(taps), dtype=dtype)
+    for channel in range(taps.shape[1]):
+        columns[:, channel] = (taps[:, channel].double() * scale[channel]).T.contiguous()
+    return columns.flatten(0, 1)
+
+
+def _point(layer: nn.Conv2d, bn: BatchNorm | None, dtype: torch.dtype, wide: torch.dtype) -> Dense:
+    """A 1x1 convolution and the batch normalisation that follows it."""
+    weight, bias = layer.weight.flatten(1), layer.bias
+    assert bias is not None
+    if bn is None:
+        return Dense(_own(weight, dtype), _own(bias, wide))
+    scale, shift = affine(bn)
+    return Dense(_own(weight.double() * scale[:, None], dtype), _own(bias.double() * scale + shift, wide))
+
+
+def _own(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """A contiguous copy of x: the model may change or go."""
+    return torch.empty(x.shape, dtype=dtype).copy_(x)

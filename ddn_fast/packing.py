@@ -1,0 +1,123 @@
+"""How the weights of 3x3 convolutions lie in memory for :func:`ddn_fast.ops.conv3x3`, and back.
+
+Channels are padded with zeros to blocks of 32. Three layouts; which one a kernel gets decides what it computes:
+
+pairs     ``[O/32, C/32, T, 2, 16, 16, 2]`` bfloat16: out block, in block, tap, half of the out block, pair of inputs,
+          output, input of the pair. One ``[16,16,2]`` is what a bfloat16 dot product instruction wants: a tile of AMX.
+direct    ``[O/32, C/32, T, 32, 32]`` float32: out block, in block, tap, input, output.
+winograd  ``[O/32, 6, 6, C/32, 32, 32]`` float32: ``G g G^T`` of F(4x4, 3x3), for a quarter of the multiplications
+          (Lavin and Gray, 2016); out block, row and column of the transformed kernel, in block, input, output.
+
+T is 9 taps, row-major. Up to 3 input channels (the first layer) T is 1: the 27 values under the kernel are one block of
+"channels", ``tap * C + c``. A transposed convolution is packed as the convolution it equals (SPEC identity 9).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .errors import InputError
+
+Layout = Literal["pairs", "direct", "winograd"]
+
+BLOCK = 32
+
+# G of F(4x4, 3x3) at the points 0, +-sqrt(1/2), +-sqrt(2), infinity: a fifth of the rounding error of 0, +-1, +-2
+_ROOT = 2**0.5
+_WINOGRAD = torch.tensor(
+    [
+        [1, 0, 0],
+        [-2 / 3, -_ROOT / 3, -1 / 3],
+        [-2 / 3, _ROOT / 3, -1 / 3],
+        [1 / 6, _ROOT / 6, 1 / 3],
+        [1 / 6, -_ROOT / 6, 1 / 3],
+        [0, 0, 1],
+    ],
+    dtype=torch.float64,
+)
+
+
+def one_block(channels: int) -> bool:
+    """Whether all values under the kernel fit one block of channels (T = 1)."""
+    return 9 * channels <= BLOCK
+
+
+def conv3x3_layout(dtype: torch.dtype, isa: str, in_channels: int) -> Layout:
+    """The layout that is fastest for maps of this dtype on this instruction set (a name of ``_C.cpu_isas()``).
+
+    ================  =============  ========  =====================
+    maps              isa            layer     layout
+    ================  =============  ========  =====================
+    bfloat16          amx_bf16       every     pairs
+    bfloat16          others         first     direct
+    bfloat16          others         others    winograd
+    float32, float64  every          every     direct
+    ================  =============  ========  =====================
+
+    Winograd rounds more often than a plain sum: far below what bfloat16 maps can hold, but a float32 engine is there
+    for labels that do not differ.
+    """
+    if dtype != torch.bfloat16:
+        return "direct"
+    if isa == "amx_bf16":
+        return "pairs"
+    return "direct" if one_block(in_channels) else "winograd"
+
+
+def pack_conv3x3(weight: Tensor, layout: Layout, dtype: torch.dtype = torch.float32) -> Tensor:
+    """weight ``[O,C,3,3]`` of a convolution, any floating dtype, to `layout`. The first layer has no winograd layout.
+
+    `dtype` is that of the direct and winograd layouts; kernels take float32, the plain formulas float64 too.
+    """
+    if weight.dim() != 4 or tuple(weight.shape[2:]) != (3, 3) or not weight.is_floating_point():
+        raise InputError(f"weight: wanted floating [O,C,3,3], got {weight.dtype} {list(weight.shape)}")
+    taps = weight.detach().double().flatten(2).permute(2, 1, 0)  # [9,C,O]
+    if layout == "winograd":
+        if one_block(weight.shape[1]):
+            raise InputError(f"weight: the winograd layout wants at least 4 input channels, got {weight.shape[1]}")
+        g = _WINOGRAD.to(weight.device)
+        taps = (torch.kron(g, g) @ taps.flatten(1)).view(36, *taps.shape[1:])  # [36,C,O], G g G^T
+    elif one_block(weight.shape[1]):
+        taps = taps.reshape(1, -1, weight.shape[0])
+    blocks = _blocks(taps)  # [T,C/32,32,O/32,32]
+    if layout == "winograd":
+        return blocks.permute(3, 0, 1, 2, 4).unflatten(1, (6, 6)).to(dtype).contiguous()
+    if layout == "direct":
+        return blocks.permute(3, 1, 0, 2, 4).to(dtype).contiguous()
+    if layout == "pairs":
+        halves = blocks.unflatten(4, (2, 16)).unflatten(2, (16, 2))  # [T,C/32,16,2,O/32,2,16]
+        return halves.permute(4, 1, 0, 5, 2, 6, 3).bfloat16().contiguous()
+    raise InputError(f"layout: wanted 'pairs', 'direct' or 'winograd', got {layout!r}")
+
+
+def unpack_conv3x3(packed: Tensor, out_channels: int, in_channels: int) -> Tensor:
+    """The reverse: ``[O,C,3,3]`` float64; InputError if `packed` is none of the layouts for these channels."""
+    if packed.dim() == 6:
+        blocks = packed.double().flatten(1, 2).permute(1, 2, 3, 0, 4)
+    elif packed.dim() == 5:
+        blocks = packed.double().permute(2, 1, 3, 0, 4)
+    elif packed.dim() == 7:
+        blocks = packed.double().permute(2, 1, 4, 6, 0, 3, 5).flatten(5).flatten(2, 3)
+    else:
+        raise InputError(f"packed: wanted 5, 6 or 7 dimensions, got {packed.dim()}")
+    taps = blocks.flatten(3).flatten(1, 2)  # [T,C,O], padded
+    wanted = -(-out_channels // BLOCK) * BLOCK, 9 * in_channels if len(taps) == 1 else in_channels
+    if taps.shape[2] != wanted[0] or taps.shape[1] != -(-wanted[1] // BLOCK) * BLOCK:
+        raise InputError(
+            f"packed: wanted the weights of {in_channels} to {out_channels} channels, got {list(packed.shape)}"
+        )
+    taps = taps[:, : wanted[1], :out_channels]
+    if len(taps) == 36:
+        inverse = torch.linalg.pinv(_WINOGRAD.to(packed.device))
+        return inverse @ taps.permute(2, 1, 0).unflatten(2, (6, 6)) @ inverse.T
+    return taps.reshape(9, in_channels, out_channels).permute(2, 1, 0).unflatten(2, (3, 3))
+
+
+def _blocks(taps: Tensor) -> Tensor:
+    """``[T,C,O]`` to ``[T,C/32,32,O/32,32]``, padded with zeros."""
+    padding = (0, -taps.shape[2] % BLOCK, 0, -taps.shape[1] % BLOCK)
+    return F.pad(taps, padding).unflatten(2, (-1, BLOCK)).unflatten(1, (-1, BLOCK))

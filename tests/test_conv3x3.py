@@ -1,0 +1,286 @@
+"""conv3x3 and its two other ends: every layout of the weights on every instruction set this machine has."""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ddn_fast import _C, ops, reference
+from ddn_fast.errors import InputError
+from ddn_fast.packing import Layout, pack_conv3x3, unpack_conv3x3
+
+ISAS = _C.cpu_isas()
+LAYOUTS: tuple[Layout, ...] = ("direct", "winograd", "pairs")
+
+
+class Stage(NamedTuple):
+    """N maps of channels[0] on H x W pixels through layers of channels[1:]."""
+
+    maps: int
+    channels: tuple[int, ...]
+    height: int
+    width: int
+
+    def __str__(self) -> str:
+        return f"N{self.maps}-{'x'.join(map(str, self.channels))}-{self.height}x{self.width}"
+
+
+# the first layer's 3 channels, cut blocks, tiles cut both ways, maps narrower than a register tile, both ways through a
+# stage (large maps by rows, small ones with wide layers by channels), several bands, more maps than one group
+STAGES = (
+    Stage(2, (3, 16, 16), 8, 12),
+    Stage(1, (3, 40, 33), 64, 36),
+    Stage(2, (64, 64, 64), 40, 28),
+    Stage(3, (40, 33, 64, 70), 10, 14),
+    Stage(1, (32, 32), 2, 2),
+    Stage(5, (96, 96, 96, 64), 4, 4),
+    Stage(1, (4, 5), 6, 10),
+    Stage(2, (2, 7), 6, 4),
+    Stage(0, (8, 8), 4, 4),
+    Stage(1, (24, 32, 40, 20), 130, 20),
+)
+
+
+class Case(NamedTuple):
+    x: Tensor
+    weights: list[Tensor]
+    biases: list[Tensor]
+
+
+def make(stage: Stage, layout: Layout, dtype: torch.dtype = torch.float32, seed: int = 0) -> Case:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(stage.maps, stage.channels[0], stage.height, stage.width, generator=generator).to(dtype)
+    weights, biases = [], []
+    for c, o in zip(stage.channels, stage.channels[1:], strict=False):
+        weight = torch.randn(o, c, 3, 3, generator=generator) / (4.5 * c) ** 0.5
+        weights.append(pack_conv3x3(weight, "direct" if layout == "winograd" and 9 * c <= 32 else layout))
+        biases.append(0.1 * torch.randn(o, generator=generator))
+    return Case(x, weights, biases)
+
+
+def exact(case: Case, *switches: Tensor) -> Tensor:
+    return reference.conv3x3(case.x.double(), case.weights, case.biases, *switches)
+
+
+def tolerance(case: Case, layout: Layout) -> float:
+    """A few times the error of torch's own convolution in the same dtype.
+
+    Ours adds all inputs of a pixel in one row, on the plain instruction set without fused multiply-adds; winograd
+    doubles what is rounded.
+    """
+    wanted = exact(case)
+    if not wanted.numel():
+        return 0.0
+    plain = float((reference.conv3x3(case.x, case.weights, case.biases).double() - wanted).abs().max())
+    rounded = float(wanted.abs().max()) * (2**-8 if case.x.dtype == torch.bfloat16 or layout == "pairs" else 0)
+    return (8 if layout == "winograd" else 4) * plain + rounded + 1e-6
+
+
+def error(got: Tensor, wanted: Tensor) -> float:
+    assert got.shape == wanted.shape
+    return float((got.double() - wanted).abs().max()) if got.numel() else 0.0
+
+
+@pytest.fixture(params=ISAS)
+def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("DDN_MAX_CPU_ISA", request.param)
+    assert _C.cpu_isa() == request.param
+    return request.param
+
+
+# packing
+
+
+@pytest.mark.parametrize("channels", [(5, 4), (64, 64), (70, 40), (7, 3), (33, 1)])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_packing_is_undone_by_unpacking(layout: Layout, channels: tuple[int, int]) -> None:
+    out, inputs = channels
+    weight = torch.randn(out, inputs, 3, 3, generator=torch.Generator().manual_seed(0))
+    if layout == "winograd" and inputs <= 3:
+        with pytest.raises(InputError, match="at least 4 input channels"):
+            pack_conv3x3(weight, layout)
+        return
+    found = unpack_conv3x3(pack_conv3x3(weight, layout), out, inputs)
+    wanted = weight.bfloat16().double() if layout == "pairs" else weight.double()
+    assert error(found, wanted) <= (1e-6 if layout == "winograd" else 0)
+
+
+def test_packed_padding_is_zero() -> None:
+    for layout in LAYOUTS:
+        packed = pack_conv3x3(torch.ones(5, 4, 3, 3), layout)
+        taps = 36 if layout == "winograd" else 9
+        assert int((packed != 0).sum()) <= 5 * 4 * taps
+
+
+@pytest.mark.parametrize(
+    ("packed", "message"),
+    [
+        (torch.zeros(2, 2), "wanted 5, 6 or 7 dimensions, got 2"),
+        (torch.zeros(1, 1, 9, 32, 32), "wanted the weights of 40 to 5 channels, got [1, 1, 9, 32, 32]"),
+    ],
+)
+def test_unpacking_what_was_not_packed_is_an_error(packed: Tensor, message: str) -> None:
+    with pytest.raises(InputError, match=re.escape(message)):
+        unpack_conv3x3(packed, 5, 40)
+
+
+# values
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("stage", STAGES, ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_stage_equals_its_plain_formula_in_float64(layout: Layout, stage: Stage, dtype: torch.dtype, isa: str) -> None:
+    case = make(stage, layout, dtype)
+    got = ops.conv3x3(*case)
+    assert got.dtype == dtype
+    assert got.is_contiguous(memory_format=torch.channels_last)
+    assert error(got, exact(case)) <= tolerance(case, layout)
+
+
+@pytest.mark.parametrize("stage", [s for s in STAGES if s.channels[0] > 3], ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_unpooling_on_the_way_in_changes_no_bit(layout: Layout, stage: Stage, isa: str) -> None:
+    """Identity 8: the same as a convolution of the unpooled map, which need not exist."""
+    for dtype in (torch.float32, torch.bfloat16):
+        case = make(stage, layout, dtype)
+        images = max(stage.maps - 1, 1)
+        generator = torch.Generator().manual_seed(1)
+        shape = images, stage.height, stage.width, -(-stage.channels[0] // 4)
+        switches = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
+        of_pass = torch.randint(0, images, (stage.maps,), generator=generator)
+        unpooled = ops.max_unpool2x2(case.x, switches, 2 * stage.height, 2 * stage.width, of_pass)
+        got = ops.conv3x3(*case, switches, of_pass)
+        assert torch.equal(got, ops.conv3x3(unpooled, case.weights, case.biases))
+        if stage.maps == images:
+            assert torch.equal(ops.conv3x3(*case, switches), ops.conv3x3(*case, switches, torch.arange(images)))
+
+
+@pytest.mark.parametrize("stage", STAGES, ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_pooling_on_the_way_out_changes_no_bit(layout: Layout, stage: Stage, isa: str) -> None:
+    case = make(stage, layout)
+    y, switches = ops.conv3x3_max_pool2x2(*case)
+    wanted, wanted_switches = ops.max_pool2x2(ops.conv3x3(*case))
+    assert torch.equal(y, wanted)
+    assert torch.equal(switches, wanted_switches)
+    y, switches = ops.conv3x3_max_pool2x2(case.x.bfloat16(), case.weights, case.biases)
+    full = ops.conv3x3(case.x.bfloat16(), case.weights, case.biases)
+    assert torch.equal(y, ops.max_pool2x2(full)[0])
+    assert torch.equal(ops.gather2x2(full, switches), y)  # rounding makes ties, so switches may name another of equals
+
+
+@pytest.mark.parametrize("stage", STAGES, ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_score_is_a_dot_product_of_the_result(layout: Layout, stage: Stage, isa: str) -> None:
+    case = make(stage, layout)
+    weight, bias = torch.randn(stage.channels[-1], generator=torch.Generator().manual_seed(2)), torch.tensor([0.5])
+    got = ops.conv3x3_score(*case, weight, bias)
+    wanted = torch.einsum("nchw,c->nhw", ops.conv3x3(*case).double(), weight.double()) + 0.5
+    assert got.dtype == torch.float32
+    assert got.is_contiguous()
+    limit = 2**-8 if layout == "pairs" and isa == "amx_bf16" else 1e-6
+    assert error(got, wanted) <= limit * float(weight.abs().sum()) * max(1.0, float(case.x.abs().sum() > 0) * 4)
+
+
+@pytest.mark.parametrize("layout", ["direct", "winograd"])
+def test_layers_in_one_stage_equal_layers_one_by_one(layout: Layout, isa: str) -> None:
+    case = make(Stage(2, (40, 33, 64, 70), 24, 20), layout)
+    x = case.x
+    for weight, bias in zip(case.weights, case.biases, strict=True):
+        x = ops.conv3x3(x, [weight], [bias])
+    assert torch.equal(ops.conv3x3(*case), x)
+
+
+def test_layouts_may_be_mixed_in_a_stage(isa: str) -> None:
+    stage = Stage(2, (3, 40, 64, 40), 12, 16)
+    cases = [make(stage, layout) for layout in LAYOUTS]
+    mixed = Case(cases[0].x, [case.weights[k] for k, case in enumerate(cases)], cases[0].biases)
+    assert error(ops.conv3x3(*mixed), exact(mixed)) <= tolerance(mixed, "winograd")
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_result_depends_neither_on_threads_nor_on_the_batch(layout: Layout, restore_threads: None) -> None:
+    for stage in (Stage(3, (16, 33, 20), 60, 28), Stage(5, (96, 64, 96), 12, 12)):
+        case = make(stage, layout)
+        found = []
+        for threads in (1, 2, 3, 5):
+            torch.set_num_threads(threads)
+            found.append(ops.conv3x3(*case))
+        assert all(torch.equal(found[0], other) for other in found[1:])
+        one_by_one = [ops.conv3x3(case.x[k : k + 1], case.weights, case.biases) for k in range(stage.maps)]
+        assert torch.equal(found[0], torch.cat(one_by_one))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_nan_and_infinity_reach_the_result(layout: Layout, isa: str) -> None:
+    case = make(Stage(1, (8, 8), 12, 12), layout)
+    for value in (torch.nan, -torch.nan, torch.inf):
+        case.x[0, 3, 5, 5] = value
+        y = ops.conv3x3(*case)
+        assert not y[:, :, 4:7, 4:7].isfinite().all()
+        assert not ops.conv3x3_max_pool2x2(*case)[0].isfinite().all()
+        assert y[:, :, 10:, :2].isfinite().all()
+
+
+def test_input_of_any_strides_and_alignment(isa: str) -> None:
+    case = make(Stage(2, (8, 8), 8, 6), "direct")
+    wanted = ops.conv3x3(*case)
+    channels_last = case.x.contiguous(memory_format=torch.channels_last)
+    strided = case.x.repeat_interleave(2, dim=3)[..., ::2]
+    flat = torch.empty(case.x.numel() + 1)[1:].view(2, 8, 6, 8).permute(0, 3, 1, 2).copy_(case.x)
+    for x in (channels_last, strided, flat):
+        assert torch.equal(ops.conv3x3(x, case.weights, case.biases), wanted)
+    biases = [torch.stack([b, b], dim=1)[:, 0] for b in case.biases]
+    assert torch.equal(ops.conv3x3(case.x, case.weights, biases), wanted)
+
+
+def test_transposed_convolution_is_packed_as_the_convolution_it_equals(isa: str) -> None:
+    """Identity 9."""
+    weight = torch.randn(12, 20, 3, 3, generator=torch.Generator().manual_seed(0)) / 10
+    x = torch.randn(1, 12, 10, 10, generator=torch.Generator().manual_seed(1))
+    packed = pack_conv3x3(weight.flip(2, 3).transpose(0, 1), "direct")
+    wanted = F.relu(F.conv_transpose2d(x.double(), weight.double(), padding=1))
+    assert error(ops.conv3x3(x, [packed], [torch.zeros(20)]), wanted) < 1e-5
+
+
+# wrong arguments
+
+X = torch.zeros(2, 8, 4, 4)
+W = [pack_conv3x3(torch.zeros(8, 8, 3, 3), "direct")]
+B = [torch.zeros(8)]
+SWITCHES = torch.zeros(2, 4, 4, 2, dtype=torch.uint8)
+SCORE = torch.zeros(8), torch.zeros(1)
+BAD = [
+    ("conv3x3", (X[0], W, B), "x must be [N,C,H,W], got [8,4,4]"),
+    ("conv3x3", (X.double(), W, B), "x must be Float or BFloat16, got Double"),
+    ("conv3x3", (X, [], []), "weights and biases must be lists of 1 to 8 layers, got 0 and 0"),
+    ("conv3x3", (X, W, B * 2), "weights and biases must be lists of 1 to 8 layers, got 1 and 2"),
+    ("conv3x3", (X, [torch.zeros(8, 8, 3, 3)], B), "weights[0] must be packed by pack_conv3x3 for 8 to 8 channels"),
+    ("conv3x3", (X, W, [torch.zeros(40)]), "weights[0] must be packed by pack_conv3x3 for 8 to 40 channels"),
+    ("conv3x3", (X, W, [torch.zeros(0)]), "biases[0] must be [O] with O at least 1, got [0]"),
+    ("conv3x3", (X, W, [torch.zeros(8).double()]), "biases[0] must be Float, got Double"),
+    ("conv3x3", (X, W, B, SWITCHES[:, :3]), "switches must be [2,4,4,2], got [2,3,4,2]"),
+    ("conv3x3", (X, W, B, SWITCHES, torch.tensor([0, 2])), "image_of_pass must be in 0..1, got 2 at [1]"),
+    ("conv3x3", (X, W, B, None, torch.tensor([0, 1])), "image_of_pass must be None where switches are"),
+    ("conv3x3_max_pool2x2", (X[:, :, :3], W, B), "x must have an even height and width, got [2,8,3,4]"),
+    ("conv3x3_score", (X, W, B, torch.zeros(7), SCORE[1]), "score_weight must be [8], got [7]"),
+    ("conv3x3_score", (X, W, B, SCORE[0], torch.zeros(2)), "score_bias must be [1], got [2]"),
+]
+
+
+@pytest.mark.parametrize(("name", "args", "message"), BAD, ids=[f"{name}: {message}" for name, _, message in BAD])
+def test_wrong_argument_is_named_with_what_was_wanted_and_got(name: str, args: tuple, message: str) -> None:
+    with pytest.raises(RuntimeError, match=re.escape(f"{name}: {message}")):
+        getattr(ops, name)(*args)
+
+
+def test_unknown_instruction_set_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DDN_MAX_CPU_ISA", "sse9")
+    with pytest.raises(RuntimeError, match=r"DDN_MAX_CPU_ISA must be plain, avx2, .* got sse9"):
+        ops.conv3x3(X, W, B)

@@ -1,0 +1,92 @@
+"""dense: what is its own among the fused ops."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+
+from ddn_fast import _C, ops, reference
+
+
+@pytest.fixture(params=_C.cpu_isas(), autouse=True)
+def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Every instruction set of this machine in turn."""
+    monkeypatch.setenv("DDN_MAX_CPU_ISA", request.param)
+    return request.param
+
+
+def whole_numbers(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """-4..4: products and sums are exact, so that a wrong or missing one shows."""
+    return torch.randint(-4, 5, shape, generator=torch.Generator().manual_seed(sum(shape))).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("rows", [1, 15, 16, 17, 33, 128, 129])
+def test_every_product_is_there_once(rows: int, dtype: torch.dtype) -> None:
+    for outputs, inputs in ((1, 1), (16, 32), (31, 33), (129, 31), (47, 1057), (6, 2049)):
+        x, weight = whole_numbers(rows, inputs, dtype=dtype), whole_numbers(outputs, inputs, dtype=dtype)
+        bias = whole_numbers(outputs)
+        assert torch.equal(ops.dense(x, weight, bias), x.float() @ weight.float().T + bias)
+        assert torch.equal(ops.dense(x, weight), x.float() @ weight.float().T)
+
+
+def test_nothing_beside_the_matrices_is_read() -> None:
+    """NaN stands before and after every row that counts."""
+    for dtype in (torch.float32, torch.bfloat16):
+        for outputs, inputs in ((5, 37), (33, 64), (16, 2)):
+            weight = torch.full((outputs * inputs + 128,), torch.nan, dtype=dtype)
+            weight = weight[64:-64].view(outputs, inputs).copy_(whole_numbers(outputs, inputs))
+            x = torch.full((3 * inputs + 128,), torch.nan, dtype=dtype)
+            x = x[64:-64].view(3, inputs).copy_(whole_numbers(3, inputs))
+            assert torch.equal(ops.dense(x, weight), x.float() @ weight.float().T)
+
+
+def test_x_is_rounded_to_the_dtype_of_the_weights() -> None:
+    generator = torch.Generator().manual_seed(3)
+    x, weight = torch.randn(5, 300, generator=generator), torch.randn(40, 300, generator=generator)
+    rounded = reference.dense(x.bfloat16().double(), weight.bfloat16().double())
+    assert torch.allclose(ops.dense(x, weight.bfloat16()).double(), rounded, rtol=0, atol=1e-4)
+    assert not torch.allclose(rounded, reference.dense(x.double(), weight.bfloat16().double()), rtol=0, atol=1e-3)
+    exact = reference.dense(x.bfloat16().double(), weight.double())
+    assert torch.allclose(ops.dense(x.bfloat16(), weight).double(), exact, rtol=0, atol=1e-4)
+
+
+def test_relu_keeps_nan_and_only_it() -> None:
+    x, weight = torch.ones(3, 40), torch.ones(20, 40)
+    x[1, 3] = torch.nan
+    x[2] = -1
+    y = ops.dense(x, weight, relu=True)
+    assert torch.equal(y[0], torch.full((20,), 40.0))
+    assert y[1].isnan().all()
+    assert not y[2].any()
+
+
+def test_a_row_does_not_depend_on_those_beside_it() -> None:
+    generator = torch.Generator().manual_seed(4)
+    weight = torch.randn(50, 1500, generator=generator).bfloat16()
+    x = torch.randn(140, 1500, generator=generator)
+    y = ops.dense(x, weight)
+    for rows in (slice(0, 1), slice(3, 20), slice(120, 140)):
+        assert torch.equal(ops.dense(x[rows], weight), y[rows])
+
+
+X, WEIGHT, BIAS = torch.zeros(3, 8), torch.zeros(5, 8), torch.zeros(5)
+BAD = [
+    ((X[0], WEIGHT), "x must be [M,8], got [8]"),
+    ((X[:, :7], WEIGHT), "x must be [M,8], got [3,7]"),
+    ((X.double(), WEIGHT), "x must be Float or BFloat16, got Double"),
+    ((X, WEIGHT.half()), "weight must be Float or BFloat16, got Half"),
+    ((X, WEIGHT[0]), "weight must be [N,K] with no empty axis, got [8]"),
+    ((X, WEIGHT[:0]), "weight must be [N,K] with no empty axis, got [0,8]"),
+    ((X[:, :0], WEIGHT[:, :0]), "weight must be [N,K] with no empty axis, got [5,0]"),
+    ((X, WEIGHT, BIAS[:4]), "bias must be [5], got [4]"),
+    ((X, WEIGHT, BIAS.bfloat16()), "bias must be Float, got BFloat16"),
+]
+
+
+@pytest.mark.parametrize(("args", "message"), BAD, ids=[message for _, message in BAD])
+def test_wrong_argument_is_named_with_what_was_wanted_and_got(args: tuple, message: str) -> None:
+    with pytest.raises(RuntimeError, match=re.escape(f"dense: {message}")):
+        ops.dense(*args)

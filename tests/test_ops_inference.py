@@ -1,0 +1,102 @@
+"""What holds for every op that is for inference: exactness on every instruction set, strides, and torch's machinery."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from op_cases import CASES, dtypes_of, results, small_case, strided
+from torch import Tensor
+
+from ddn_fast import _C, info, ops, reference
+
+
+@pytest.mark.parametrize("isa", _C.cpu_isas())
+@pytest.mark.parametrize("name", CASES)
+def test_inference_op_is_as_exact_as_plain_torch(name: str, isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Floating results against float64: at most twice the error of the plain formula in the same dtype."""
+    monkeypatch.setenv("DDN_MAX_CPU_ISA", isa)
+    for case in CASES[name]:
+        for dtype in dtypes_of(name):
+            args = case(dtype)
+            got = results(getattr(ops, name)(*args))[0]
+            wanted = results(getattr(reference, name)(*map_tensors(Tensor.double, args)))[0]
+            assert got.shape == wanted.shape
+            if not got.is_floating_point() or not got.numel():
+                continue
+            plain = results(getattr(reference, name)(*args))[0]
+            error, plain_error = ((y.double() - wanted).abs().max() for y in (got, plain))
+            tiny = 8 * torch.finfo(torch.float32).eps * wanted.abs().max()
+            assert error <= 2 * plain_error + tiny, (case, dtype)
+
+
+def map_tensors(change: Callable[[Tensor], Tensor], values: Sequence[Any]) -> list[Any]:
+    """`change` on the floating tensors among the arguments of an op, those in lists too."""
+
+    def one(value: Any) -> Any:
+        if isinstance(value, list):
+            return map_tensors(change, value)
+        return change(value) if isinstance(value, Tensor) and value.is_floating_point() else value
+
+    return [one(value) for value in values]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_strides_do_not_matter(name: str) -> None:
+    def spread(x: Tensor) -> Tensor:
+        return strided(x) if x.dim() == 4 else x.repeat_interleave(2, dim=-1)[..., ::2]
+
+    for dtype in dtypes_of(name):
+        args = small_case(name, dtype)
+        for a, b in zip(
+            results(getattr(ops, name)(*args)), results(getattr(ops, name)(*map_tensors(spread, args))), strict=True
+        ):
+            assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("isa", ["sse9", "AVX2", "avx512_bf16 "])
+def test_unknown_instruction_set_is_named(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DDN_MAX_CPU_ISA", isa)
+    with pytest.raises(RuntimeError, match=f"DDN_MAX_CPU_ISA must be .* got {isa}"):
+        ops.dense(*small_case("dense", torch.float32))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_opcheck_passes_for_inference_ops(name: str) -> None:
+    for dtype in dtypes_of(name):
+        torch.library.opcheck(getattr(torch.ops.ddn_fast, name).default, small_case(name, dtype))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_inference_op_compiles_into_one_graph(name: str) -> None:
+    args = small_case(name, torch.float32)
+
+    def around(x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+        return tuple(y + 1 for y in results(getattr(ops, name)(x * 1, *rest)))
+
+    compiled = torch.compile(around, fullgraph=True, backend="aot_eager")
+    for got, wanted in zip(compiled(*args), around(*args), strict=True):
+        assert torch.equal(got, wanted)
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name != "merge_scores"])
+def test_backward_through_an_inference_op_says_that_there_is_none(name: str) -> None:
+    x, *rest = small_case(name, torch.float32)
+    y = results(getattr(ops, name)(x.requires_grad_(), *rest))[0]
+    with pytest.raises(RuntimeError, match=f"{name} has no gradient"):
+        y.sum().backward()
+
+
+def test_labels_carry_no_gradient() -> None:
+    x, *rest = small_case("merge_scores", torch.float32)
+    assert not ops.merge_scores(x.requires_grad_(), *rest).requires_grad
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", [name for name in CASES if name not in info.CUDA_OPS])
+def test_op_without_a_cuda_kernel_says_so(name: str, cuda: str) -> None:
+    args = torch.utils._pytree.tree_map_only(Tensor, lambda x: x.to(cuda), small_case(name, torch.float32))
+    with pytest.raises(RuntimeError, match=f"{name}: .* is a CUDA tensor, and this op has no CUDA kernel yet"):
+        getattr(ops, name)(*args)
