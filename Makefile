@@ -15,7 +15,7 @@ BIN     := $(VENV)/bin
 SOURCES := $(shell find csrc cmake -type f) CMakeLists.txt setup.py pyproject.toml
 
 .DELETE_ON_ERROR:
-.PHONY: demo test lint experiment build clean
+.PHONY: demo test lint experiment benchmark build clean
 
 demo: build
 	$(BIN)/python -m ddn_fast.demo --out demo
@@ -27,11 +27,18 @@ lint: build
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run -Werror $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu')
+	$(BIN)/clang-format --dry-run -Werror $(shell find csrc tests benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu')
 
 # The paper's point on generated images: masks alone against masks and tags (about half an hour on 2 cores).
 experiment: build
 	$(BIN)/python benchmarks/few_shot.py --out runs/few_shot
+
+# Every op and the whole network against stock PyTorch; JSON, plots and README's tables (about half an hour on 2 cores).
+benchmark: build
+	$(BIN)/python benchmarks/ops.py
+	$(BIN)/python benchmarks/end_to_end.py
+	$(BIN)/python benchmarks/end_to_end.py --memory
+	$(BIN)/python benchmarks/readme.py
 
 build: $(VENV)/.built
 

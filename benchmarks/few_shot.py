@@ -13,14 +13,13 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import platform
-import subprocess
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from machine import commit, cpu_name
 
 import ddn_fast
 from ddn_fast.data.few import few_masks
@@ -96,23 +95,13 @@ def score(model: DecoupledNet, folder: VocFolder) -> dict[str, float]:
 
 def report(results: list[dict[str, Any]]) -> dict[str, Any]:
     """The results with what produced them."""
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
     return {
-        "commit": commit or None,
+        **commit(),
         "ddn_fast": ddn_fast.__version__,
         "torch": torch.__version__,
         "machine": {"cpu": cpu_name(), "threads": torch.get_num_threads()},
         "results": results,
     }
-
-
-def cpu_name() -> str:
-    """As /proc/cpuinfo has it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
 
 
 def table(results: list[dict[str, Any]]) -> str:

@@ -206,7 +206,7 @@ def test_layouts_may_be_mixed_in_a_stage(isa: str) -> None:
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_result_depends_neither_on_threads_nor_on_the_batch(layout: Layout, restore_threads: None) -> None:
-    for stage in (Stage(3, (16, 33, 20), 60, 28), Stage(5, (96, 64, 96), 12, 12)):
+    for stage in (Stage(3, (16, 33, 20), 60, 28), Stage(5, (96, 64, 96), 12, 12), Stage(1, (64, 64, 64), 96, 96)):
         case = make(stage, layout)
         found = []
         for threads in (1, 2, 3, 5):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 from pathlib import Path
+
+import few_shot
+import pytest
+import readme
 
 from ddn_fast.cli import build_parser
 
@@ -14,13 +17,29 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_few_shot_table_is_made_from_the_kept_results() -> None:
-    spec = importlib.util.spec_from_file_location("few_shot", ROOT / "benchmarks/few_shot.py")
-    assert spec is not None
-    assert spec.loader is not None
-    few_shot = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(few_shot)
     kept = json.loads((ROOT / "benchmarks/results/few_shot.json").read_text())
     assert few_shot.table(kept["results"]) in README
+
+
+def test_benchmark_tables_are_made_from_the_kept_results() -> None:
+    assert readme.update(README) == README, "run python benchmarks/readme.py"
+
+
+def test_a_marked_table_is_replaced_and_nothing_else(tmp_path: Path) -> None:
+    times = {"stock best": {"ms": 30.0}, "ddn_fast bf16": {"ms": 10.04}}
+    report = {"benchmark": "end_to_end", "scenarios": [{"name": "K=1", "labels": [1], "rivals": times}]}
+    (tmp_path / "e2e.json").write_text(json.dumps(report))
+    text = "before\n<!-- results: e2e -->\n{}<!-- /results -->\nafter\n<!-- results -->"
+    made = readme.update(text.format("old | table\n"), tmp_path)
+    assert made == text.format(
+        "\nms | K=1\n---|---:\nstock best | 30.0\nddn_fast bf16 | 10.0\nstock best / ddn_fast bf16 | 2.99\n\n"
+    )
+    assert readme.update(made, tmp_path) == made
+
+
+def test_a_table_without_results_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        readme.update("<!-- results: nowhere -->\n<!-- /results -->", tmp_path)
 
 
 def test_commands_are_ones_the_program_takes() -> None:

@@ -147,7 +147,8 @@ class Stage {
       until[count - 1] = least(y + rows, p_.height) + 1;
       for (int64_t l = count - 1; l > 0; --l) until[l - 1] = made_until(l, until[l]) + 1;
       for (int64_t l = 0; l < count; ++l) {
-        windows[l].forget_before((l + 1 < count ? windows[l + 1].end : y) - 1);
+        // a band's first rows may lie above what this layer begins to need: keep what is still to come
+        windows[l].forget_before(least((l + 1 < count ? windows[l + 1].end : y) - 1, windows[l].end));
         extend(n, l, windows, until[l], kernel_scratch);
       }
       const Window& w = windows[count - 1];

@@ -6,15 +6,18 @@
 // (Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", 2016.) Interpolated at 0, +-sqrt(1/2),
 // +-sqrt(2) and infinity instead of 0, +-1, +-2: the rounding error is a fifth, about twice that of the direct sum. G g
 // G^T comes packed (ddn_fast/packing.py). A group of tiles is transformed for all input channels, multiplied by each of
-// the 36 transformed kernels as a matrix product, one block of outputs at a time, and transformed back.
+// the 36 transformed kernels as a matrix product, and transformed back.
 #pragma once
 #include "cpu/conv3x3_direct.h"
 
 namespace ddn::cpu {
 namespace {
 
-constexpr int64_t kGroup = 4 * 12;  // tiles; more use the weights better, fewer stay in the cache
 constexpr int kPoints = 36;
+
+// Tiles transformed together. Weights pass by once for each group: larger ones read them less often, smaller ones stay
+// in the cache; from 24 to 96 nothing was measurably better.
+constexpr int kGroup = 4 * 12;
 
 constexpr float kRoot = 1.41421356237309505f;
 
@@ -127,41 +130,72 @@ struct Tiles {
   }
 };
 
-// scratch: winograd_scratch(layer) bytes.
-inline void winograd_rows(const RowsJob<float>& job, float* scratch) {
-  const Tiles tiles{job};
-  const int64_t blocks = blocks_of(job.layer.in_channels), in_plane = kGroup * kBlock;
-  const int64_t in_point = point_stride(blocks), out_point = point_stride(1), kernel = blocks * DirectWeights::kTap;
-  float *transformed = scratch, *products = scratch + kPoints * in_point;
-  const int64_t no_offset[1] = {0};
-  const int64_t row = job.in.pitch * kBlock;
-  for (int64_t first = 0; first < tiles.total(); first += kGroup) {
-    const int now = at_most(tiles.total() - first, kGroup);
-    Tile group[kGroup];
-    for (int t = 0; t < now; ++t) {
-      group[t] = tiles[first + t];
-      for (int64_t b = 0; b < blocks; ++b) {
-        const float* from = job.in.data + b * job.in.plane + group[t].in;
-        float* to = transformed + b * in_plane + t * kBlock;
-        if (group[t].whole())
-          tile_in(from, row, to, in_point);
-        else
-          tile_in_edge(from, row, group[t].in_rows, group[t].in_columns, to, in_point);
-      }
-    }
-    for (int64_t b = job.block_begin; b < job.block_end; ++b) {
-      const float* weights = static_cast<const float*>(job.layer.weight) + b * kPoints * kernel;
-      for (int64_t k = 0; k < kPoints; ++k)
-        span<DirectWeights>(
-            {transformed + k * in_point, in_plane, blocks, no_offset, 1, products + k * out_point, nullptr},
-            weights + k * kernel, now);
-      float bias[kBlock];
-      load_bias(job.layer, b, bias);
-      for (int t = 0; t < now; ++t)
-        tile_out(products + t * kBlock, out_point, bias, job.out.data + b * job.out.plane + group[t].out, row,
-                 group[t].out_rows, group[t].out_columns);
+// One group of tiles on its way. scratch: winograd_scratch(layer) bytes.
+class Group {
+ public:
+  Group(const RowsJob<float>& job, float* scratch)
+      : job_(job),
+        in_blocks_(blocks_of(job.layer.in_channels)),
+        in_point_(point_stride(in_blocks_)),
+        transformed_(scratch),
+        products_(scratch + kPoints * in_point_) {
+  }
+
+  void run(const Tiles& tiles, int64_t first) {
+    count_ = at_most(tiles.total() - first, kGroup);
+    for (int t = 0; t < count_; ++t) tile_[t] = tiles[first + t];
+    transform();
+    for (int64_t b = job_.block_begin; b < job_.block_end; ++b) {
+      multiply(b);
+      transform_back(b);
     }
   }
+
+ private:
+  static constexpr int64_t kOutPoint = (kGroup + 1) * kBlock;
+
+  const RowsJob<float>& job_;
+  int64_t in_blocks_, in_point_;
+  float* transformed_;  // [36][in block][tile][32]
+  float* products_;     // [36][tile][32]
+  int count_ = 0;
+  Tile tile_[kGroup];
+
+  void transform() {
+    const int64_t row = job_.in.pitch * kBlock;
+    for (int t = 0; t < count_; ++t)
+      for (int64_t b = 0; b < in_blocks_; ++b) {
+        const float* from = job_.in.data + b * job_.in.plane + tile_[t].in;
+        float* to = transformed_ + (b * kGroup + t) * kBlock;
+        if (tile_[t].whole())
+          tile_in(from, row, to, in_point_);
+        else
+          tile_in_edge(from, row, tile_[t].in_rows, tile_[t].in_columns, to, in_point_);
+      }
+  }
+
+  void multiply(int64_t block) {
+    const int64_t kernel = in_blocks_ * DirectWeights::kTap, no_offset[1] = {0};
+    const float* weights = static_cast<const float*>(job_.layer.weight) + block * kPoints * kernel;
+    for (int64_t k = 0; k < kPoints; ++k)
+      span<DirectWeights>(
+          {transformed_ + k * in_point_, kGroup * kBlock, in_blocks_, no_offset, 1, products_ + k * kOutPoint, nullptr},
+          weights + k * kernel, count_);
+  }
+
+  void transform_back(int64_t block) const {
+    float bias[kBlock];
+    load_bias(job_.layer, block, bias);
+    for (int t = 0; t < count_; ++t)
+      tile_out(products_ + t * kBlock, kOutPoint, bias, job_.out.data + block * job_.out.plane + tile_[t].out,
+               job_.out.pitch * kBlock, tile_[t].out_rows, tile_[t].out_columns);
+  }
+};
+
+inline void winograd_rows(const RowsJob<float>& job, float* scratch) {
+  const Tiles tiles{job};
+  Group group(job, scratch);
+  for (int64_t first = 0; first < tiles.total(); first += kGroup) group.run(tiles, first);
   for (int64_t m = 0; m < job.maps; ++m)
     for (int64_t b = job.block_begin; b < job.block_end; ++b) job.out_of(m).zero_borders(b, job.out_row, job.count);
 }

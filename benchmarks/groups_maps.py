@@ -1,0 +1,96 @@
+"""Pooling, unpooling and their gradient at the network's shapes, and the merge of score maps into labels."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+
+import stock
+import torch
+from groups import DTYPES, OURS, Group, Rival, Setting, random, size_of
+from machine import ROOT
+from torch import Tensor
+
+from ddn_fast import reference
+
+sys.path.append(str(ROOT / "tests"))
+from op_cases import INPUTS, NETWORK_SHAPES, Shape
+
+IMAGE = (375, 500)  # height and width of most photographs in PASCAL VOC
+POOLING = ("max_pool2x2", "max_unpool2x2", "gather2x2")
+
+
+def groups(setting: Setting, only: list[str]) -> Iterator[Group]:
+    """Of the ops named: pooling in each shape and dtype, merge_scores for some numbers of labels."""
+    shapes = (Shape(2, 3, 16, 8, 8),) if setting.quick else NETWORK_SHAPES
+    for dtype in DTYPES:
+        for op in (op for op in POOLING if op in only):
+            for shape in shapes:
+                yield pooling_group(setting, op, shape, dtype)
+    for labels in (1, 3, 5) if "merge_scores" in only else []:
+        yield merge_group(setting, labels)
+
+
+def pooling_group(setting: Setting, op: str, shape: Shape, dtype: torch.dtype) -> Group:
+    """One of POOLING against torch's own with 64-bit indices. Exact: results are moved, not computed."""
+    x, *others = INPUTS[op](shape, dtype, "cpu")
+    x = stock.channels_last(x)
+    function = getattr(setting.namespace, op)
+    inputs = [x] if op == "max_pool2x2" else [x, others[0]]
+    results = function(x, *others)
+    group = Group(
+        op,
+        f"{shape.channels} channels, {shape.height}x{shape.width}, {len(x)} maps",
+        dtype,
+        flops=0,
+        moved=size_of(*inputs) + size_of(*(results if isinstance(results, tuple) else (results,))),
+        truth=lambda: _first(getattr(reference, op)(x.double(), *others)),
+    )
+    group.rivals.append(Rival(OURS, lambda: function(x, *others)))
+    if op == "max_pool2x2":
+        group.rivals.append(Rival("F.max_pool2d", lambda: stock.max_pool(x)))
+        return group
+    index, image_of_pass = _indices(others[0], shape), others[-1]
+    passes = image_of_pass.tolist()
+    if op == "max_unpool2x2":
+        group.rivals.append(Rival("F.max_unpool2d", lambda: stock.max_unpool(x, index, passes)))
+    else:
+        group.rivals.append(Rival("torch.gather", lambda: stock.gather(x, index, image_of_pass)))
+    return group
+
+
+def _first(result: Tensor | tuple[Tensor, ...]) -> Tensor:
+    return result[0] if isinstance(result, tuple) else result
+
+
+def _indices(switches: Tensor, shape: Shape) -> Tensor:
+    """Torch's indices ``[B,C,h,w]``, channels_last, for switches ``[B,h,w,ceil(C/4)]``."""
+    position = reference.unpack_switches(switches, shape.channels).long()
+    rows = 2 * torch.arange(position.shape[2])[:, None] + position // 2
+    columns = 2 * torch.arange(position.shape[3]) + position % 2
+    return stock.channels_last(rows * shape.width + columns)
+
+
+def merge_group(setting: Setting, labels: int) -> Group:
+    """``merge_scores`` of one image of IMAGE's size against its plain formula and torch's filter."""
+    side, square, crop = setting.config.side, max(IMAGE), IMAGE
+    passes = labels if labels < 2 else labels + 1
+    # smooth, as a network's scores are: coarse noise, enlarged
+    coarse = random(1, passes, side // 16, side // 16, seed=0, scale=4.0)
+    difference = torch.nn.functional.interpolate(coarse, size=(side, side), mode="bicubic")[0].contiguous()
+    arguments = (difference, labels, square, list(crop))
+    pixels = crop[0] * crop[1]
+    group = Group(
+        "merge_scores",
+        f"{labels} label{'s' if labels > 1 else ''}, {side}x{side} to {crop[0]}x{crop[1]}",
+        torch.float32,
+        # 4 taps along each axis and plane: columns of all pixels, rows of the square's width
+        flops=2 * 4 * (labels + 1) * (pixels + crop[0] * side),
+        moved=size_of(difference) + pixels,
+        truth=lambda: reference.merge_scores(difference.double(), labels, square, list(crop)),
+        discrete=True,
+    )
+    group.rivals += setting.ours("merge_scores", torch.float32, lambda: arguments)
+    group.rivals.append(Rival("plain formula", lambda: reference.merge_scores(*arguments)))
+    group.rivals.append(Rival("F.interpolate", lambda: stock.merge(difference, labels, square, crop)))
+    return group

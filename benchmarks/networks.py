@@ -1,0 +1,171 @@
+"""The whole network in the ways it can be run, each from resized images to label maps: what ``end_to_end.py`` times.
+
+Every rival is called as ``rival(x, chosen, square, crop)``: x ``[B,3,S,S]`` float32 as SPEC section 1 leaves it, the
+class indices of each image, the side of the padded square and the image's own size; it returns a label map ``[h,w]``
+uint8 per image, 0 background, k the image's k-th class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import stock
+import torch
+from stock_network import StockNetwork
+from torch import Tensor
+
+from ddn_fast import reference
+from ddn_fast.config import NetConfig
+from ddn_fast.network import BatchNorm, DecoupledNet
+from ddn_fast.plan import plan_passes
+from ddn_fast.segmentation import MAX_PASSES
+
+Chosen = list[list[int]]
+Crop = tuple[int, int]
+Merge = Callable[[Tensor, int, int, Crop], Tensor]
+Network = Callable[[Tensor, Chosen, int, Crop], list[Tensor]]
+
+EAGER_LOOP = "eager fp32 loop"
+EAGER_BATCHED = "eager fp32 batched"
+EAGER_BFLOAT16 = "eager bf16 batched"
+STOCK_BEST = "stock best"
+OURS_FLOAT32 = "ddn_fast fp32"
+OURS_BFLOAT16 = "ddn_fast bf16"
+RIVALS = (EAGER_LOOP, EAGER_BATCHED, EAGER_BFLOAT16, STOCK_BEST, OURS_FLOAT32, OURS_BFLOAT16)
+
+ABOUT = {
+    EAGER_LOOP: "the plain network, encoder once an image, one decoder run for each of its 1 + K passes",
+    EAGER_BATCHED: "the plain network, all images in one encoder run, all passes that are needed in one decoder run",
+    EAGER_BFLOAT16: "the same in bfloat16, channels_last",
+    STOCK_BEST: "stock PyTorch as an expert runs it: identities, BN folded, bfloat16, channels_last, torch.compile "
+    "with frozen weights, pooling kept out of the compiler, dense layers as matrix products, skinny gate",
+    OURS_FLOAT32: "FastDecoupledNet(model, torch.float32)",
+    OURS_BFLOAT16: "FastDecoupledNet(model, torch.bfloat16)",
+}
+
+
+def make(name: str, model: DecoupledNet, ops: Any, compiled: bool = True) -> Network:
+    """The rival of that name with `model`'s weights; `ops` is where ours come from, `compiled` is of "stock best"."""
+    if name == EAGER_LOOP:
+        return _loop(_stock_pooling(model))
+    if name == EAGER_BATCHED:
+        return _batched(_stock_pooling(model), _plain_merge)
+    if name == EAGER_BFLOAT16:
+        twin = _stock_pooling(model, torch.bfloat16)
+        twin.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return _batched(twin, _plain_merge)
+    if name == STOCK_BEST:
+        return _batched(StockNetwork(model, torch.bfloat16, compiled), stock.merge)
+    from ddn_fast.engine import FastDecoupledNet
+
+    dtype = torch.float32 if name == OURS_FLOAT32 else torch.bfloat16
+    engine = FastDecoupledNet(model, dtype=dtype, ops=ops)
+    return _batched(engine, engine.merge_scores)
+
+
+def _plain_merge(difference: Tensor, classes: int, square: int, crop: Crop) -> Tensor:
+    return reference.merge_scores(difference, classes, square, list(crop))
+
+
+def _stock_pooling(model: DecoupledNet, dtype: torch.dtype = torch.float32) -> DecoupledNet:
+    """`model` on torch's own pooling; in float32 its parameters are shared, not copied."""
+    twin = DecoupledNet.__new__(DecoupledNet)
+    torch.nn.Module.__init__(twin)
+    twin.config, twin.ops = model.config, stock.TorchPooling
+    for name, part in model.named_children():
+        copy = part
+        if dtype != torch.float32:
+            copy = type(part)(model.config).to(dtype)
+            copy.load_state_dict(part.state_dict())
+        twin.add_module(name, copy)
+    return twin.eval()
+
+
+def _loop(model: DecoupledNet) -> Network:
+    def run(x: Tensor, chosen: Chosen, square: int, crop: Crop) -> list[Tensor]:
+        maps = []
+        for image, classes in zip(x, chosen, strict=True):
+            features, head = model.encode(image[None])
+            scores = head.scores
+            differences = []
+            for labels in [classes, *([label] for label in classes)] if classes else []:
+                y = torch.zeros_like(scores)
+                y[0, labels] = scores[0, labels]
+                pair = model.decode(features, head, y, torch.zeros(1, dtype=torch.int64))
+                differences.append(pair[:, 1] - pair[:, 0])
+            maps.append(_label_map(differences, len(classes), square, crop, _plain_merge))
+        return maps
+
+    return run
+
+
+def _batched(model: Any, merge: Merge) -> Network:
+    """As ``segment`` runs it: the passes that are needed, in groups of at most MAX_PASSES."""
+
+    def run(x: Tensor, chosen: Chosen, square: int, crop: Crop) -> list[Tensor]:
+        scores, state = model.score_images(x.to(model.input_like()))
+        passes = plan_passes(scores.float(), chosen)
+        groups = (slice(start, start + MAX_PASSES) for start in range(0, len(passes), MAX_PASSES))
+        planes = _each(model.score_passes(state, passes.labels[g], passes.image_of_pass[g]).float() for g in groups)
+        return [
+            _label_map([next(planes) for _ in range(count)], len(classes), square, crop, merge)
+            for classes, count in zip(passes.classes, passes.counts(), strict=True)
+        ]
+
+    return run
+
+
+def _each(groups: Iterator[Tensor]) -> Iterator[Tensor]:
+    """The planes ``[1,S,S]`` of each group, as views."""
+    for group in groups:
+        yield from group.split(1)
+
+
+def _label_map(differences: list[Tensor], classes: int, square: int, crop: Crop, merge: Merge) -> Tensor:
+    if not classes:
+        return torch.zeros(crop, dtype=torch.uint8)
+    difference = differences[0] if len(differences) == 1 else torch.cat(differences)
+    return merge(difference, classes, square, crop)
+
+
+def random_network(config: NetConfig, x: Tensor, seed: int = 0) -> DecoupledNet:
+    """A plain network with random weights whose activations stay sane, as if it had been trained on x ``[B,3,S,S]``.
+
+    He's weights, small biases, batch statistics taken from x itself, class scores and seg-scores scaled to spread:
+    about half of all units are on, and label maps hold every label. A trained network has fewer units on.
+    """
+    torch.manual_seed(seed)
+    model = DecoupledNet(config).eval()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Conv2d | torch.nn.ConvTranspose2d):
+            assert module.bias is not None
+            torch.nn.init.normal_(module.bias, 0, 0.02)
+        elif isinstance(module, BatchNorm):
+            torch.nn.init.normal_(module.weight, 1, 0.1)
+            torch.nn.init.normal_(module.bias, 0, 0.05)
+    first, score = model.encoder.get_submodule("conv1_1"), model.decoder.seg_score
+    assert isinstance(first, torch.nn.Conv2d)
+    assert score.bias is not None
+    with torch.no_grad():
+        first.weight /= x.std()
+        logits = model.encode(x)[1].score_map.mean((2, 3))
+        model.head.cls_score.weight /= logits.std().clamp(min=1e-3)
+        hooks = [m.register_forward_pre_hook(_take_statistics) for m in model.modules() if isinstance(m, BatchNorm)]
+        labels = torch.full((len(x), config.num_classes), 0.5)
+        pair = model(x, labels, torch.arange(len(x)))
+        for hook in hooks:
+            hook.remove()
+        difference = pair[:, 1] - pair[:, 0]
+        scale = 4 / difference.std().clamp(min=1e-6)
+        score.weight *= scale
+        score.bias *= scale
+        score.bias[1] -= scale * difference.mean()
+    return model
+
+
+def _take_statistics(module: torch.nn.Module, inputs: tuple[Tensor]) -> None:
+    assert isinstance(module, BatchNorm)
+    variance, mean = torch.var_mean(inputs[0], (0, 2, 3), correction=0)
+    module.running_mean.copy_(mean)
+    module.running_var.copy_(variance.clamp(min=1e-6))

@@ -1,0 +1,96 @@
+"""Pieces of the network as an expert runs them in stock PyTorch on a CPU: the rivals of this project's ops.
+
+Convolutions and dense layers call oneDNN with weights packed beforehand and the ReLU fused, which is what inductor's
+frozen graphs call too; maps are channels_last.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """x in memory order NHWC."""
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def pack_conv(weight: Tensor, padding: int, shape: tuple[int, ...]) -> Tensor:
+    """weight ``[O,C,k,k]`` as oneDNN wants it for maps of `shape` ``[N,C,H,W]``."""
+    pads = [padding, padding]
+    return torch.ops.mkldnn._reorder_convolution_weight(weight, pads, [1, 1], [1, 1], 1, list(shape))
+
+
+def conv(x: Tensor, packed: Tensor, bias: Tensor, padding: int = 1, relu: bool = True) -> Tensor:
+    """oneDNN's packed convolution with its ReLU in one call; x channels_last, bias in x's dtype."""
+    pads, after = [padding, padding], "relu" if relu else "none"
+    return torch.ops.mkldnn._convolution_pointwise(x, packed, bias, pads, [1, 1], [1, 1], 1, after, [], "")
+
+
+def pack_linear(weight: Tensor, rows: int) -> Tensor:
+    """weight ``[N,K]`` as oneDNN wants it for inputs of `rows` rows."""
+    return torch.ops.mkldnn._reorder_linear_weight(weight, rows)
+
+
+def linear(x: Tensor, packed: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
+    """oneDNN's packed ``x @ weight.T + bias`` with its ReLU in one call."""
+    return torch.ops.mkldnn._linear_pointwise(x, packed, bias, "relu" if relu else "none", [], "")
+
+
+def max_pool(x: Tensor) -> tuple[Tensor, Tensor]:
+    """2x2 max pooling with torch's int64 indices, both channels_last."""
+    return F.max_pool2d(x, 2, 2, return_indices=True)
+
+
+def max_unpool(x: Tensor, index: Tensor, image_of_pass: list[int]) -> Tensor:
+    """Unpool x ``[P,C,h,w]`` by the indices ``[B,C,h,w]`` of each pass's image.
+
+    Pass by pass: that beats gathering a full set of 64-bit indices for every pass.
+    """
+    if len(x) == len(index) == 1:
+        return F.max_unpool2d(x, index, 2, 2)
+    return torch.cat([F.max_unpool2d(x[p : p + 1], index[i : i + 1], 2, 2) for p, i in enumerate(image_of_pass)])
+
+
+def gather(x: Tensor, index: Tensor, image_of_pass: Tensor) -> Tensor:
+    """Pick the values of x ``[P,C,H,W]`` at the indices ``[B,C,h,w]``: the gradient of unpooling."""
+    picked = index[image_of_pass]
+    return x.flatten(2).gather(2, picked.flatten(2)).view(picked.shape)
+
+
+def merge(difference: Tensor, classes: int, square: int, crop: tuple[int, int]) -> Tensor:
+    """``merge_scores`` with torch's bicubic filter, rows cropped before columns are made, and no arg max over planes.
+
+    torch cuts the filter off at borders where MATLAB mirrors: labels of the outermost pixels may differ.
+    """
+    planes = torch.cat([torch.sigmoid(-difference[:1]), torch.sigmoid(difference[-classes:])])
+    total = planes.sum(0)
+    if bool((total <= 0).any()):
+        nothing = total <= 0
+        planes, total = planes + nothing, torch.where(nothing, classes + 1.0, total)
+    planes = (planes / total)[None]
+    rows = F.interpolate(planes, size=(square, planes.shape[3]), mode="bicubic", antialias=True)[:, :, : crop[0]]
+    resized = F.interpolate(rows, size=(crop[0], square), mode="bicubic", antialias=True)[0, :, :, : crop[1]]
+    best, label = resized[0], torch.zeros(crop, dtype=torch.uint8)
+    for k in range(1, classes + 1):
+        label.masked_fill_(resized[k] > best, k)
+        best = torch.maximum(best, resized[k])
+    return label
+
+
+class TorchPooling:
+    """Torch's own pooling with its indices under the names that :class:`ddn_fast.network.DecoupledNet` calls."""
+
+    @staticmethod
+    def max_pool2x2(x: Tensor) -> tuple[Tensor, Tensor]:
+        """x ``[B,C,H,W]`` to the pooled map and int64 indices ``[B,C,H/2,W/2]``."""
+        return max_pool(x)
+
+    @staticmethod
+    def max_unpool2x2(
+        x: Tensor, switches: Tensor, height: int, width: int, image_of_pass: Tensor | None = None
+    ) -> Tensor:
+        """x ``[P,C,h,w]`` and indices ``[B,C,h,w]`` to ``[P,C,height,width]``."""
+        index = switches if image_of_pass is None else switches[image_of_pass]
+        return F.max_unpool2d(x, index, 2, 2, output_size=(height, width))

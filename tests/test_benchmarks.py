@@ -1,0 +1,208 @@
+"""The benchmarks run, keep what they promise, and measure what they say."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import end_to_end
+import groups_conv
+import machine
+import networks
+import ops as op_benchmark
+import pytest
+import stock
+import timing
+import torch
+from groups import Group, Rival
+from stock_network import StockNetwork
+
+from ddn_fast import ops, reference
+from ddn_fast.config import NetConfig
+from ddn_fast.network import DecoupledNet
+
+ROOT = Path(__file__).parent.parent
+PLAIN = (networks.EAGER_LOOP, networks.EAGER_BATCHED, networks.EAGER_BFLOAT16, networks.STOCK_BEST)
+HAS_OPS = all(hasattr(ops, name) for name in reference.OPS)
+HAS_ENGINE = importlib.util.find_spec("ddn_fast.engine") is not None
+LAYOUTS = {"float32": ("direct", "winograd"), "bfloat16": ("pairs", "direct", "winograd")}
+SOURCES = ["reference", pytest.param("compiled", marks=pytest.mark.skipif(not HAS_OPS, reason="ops are not all there"))]
+MACHINE = {"cpu", "cores", "threads", "isa", "caches", "governor", "versions", "commit", "dirty", "glibc_tunables"}
+
+
+def run(script: str, out: Path, *arguments: str) -> dict[str, Any]:
+    """A quick run in a process of its own; returns the JSON it wrote, of which there is one."""
+    command = [sys.executable, str(ROOT / "benchmarks" / script), "--quick", "--threads", "1", "--out", str(out)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)])}
+    result = subprocess.run([*command, *arguments], capture_output=True, text=True, env=environment, check=False)
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+    (path,) = out.glob("*.json")
+    report = json.loads(path.read_text())
+    assert path.stem == f"{report['benchmark']}-{report['machine']['name']}"
+    assert report["machine"].keys() >= MACHINE
+    return report
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_every_op_is_measured_beside_a_rival_in_every_dtype(source: str, tmp_path: Path) -> None:
+    report = run("ops.py", tmp_path, "--ops", source)
+    assert report["machine"]["glibc_tunables"]
+    assert report["ceilings"]["dram_read_gb_s"] > 0
+    assert {row["op"].split()[0] for row in report["rows"]} == set(reference.OPS)
+    groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    for row in report["rows"]:
+        groups.setdefault((row["op"], row["case"], row["dtype"]), []).append(row)
+        assert 0 < row["low"] <= row["ms"] <= row["high"]
+        assert row["samples"] >= 2
+        assert row["fraction"] > 0
+        assert row["correct"], row
+        assert row["error"] < (0.03 if row["dtype"] == "bfloat16" else 2e-5), row
+    for rows in groups.values():
+        names = {row["rival"] for row in rows}
+        assert "ddn_fast" in names
+        assert len(names) > 1
+    layouts = {(row["dtype"], row["layout"]) for row in report["rows"] if row["layout"]}
+    assert layouts == {(dtype, layout) for dtype, found in LAYOUTS.items() for layout in found}
+    assert len(op_benchmark.table(report).splitlines()) == 2 + len({(op, case) for op, case, _ in groups})
+
+
+def test_every_network_is_measured_in_every_scenario(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GLIBC_TUNABLES", "")  # spares starting twice
+    rivals = networks.RIVALS if HAS_ENGINE else PLAIN
+    report = run(
+        "end_to_end.py", tmp_path, "--ops", "compiled" if HAS_OPS else "reference", "--no-compile", "--rivals", *rivals
+    )
+    assert [s["name"] for s in report["scenarios"]] == list(end_to_end.SCENARIOS)
+    assert [s["passes"] for s in report["scenarios"]] == [0, 1, 3, 4, 6, 9, 14]
+    for scenario in report["scenarios"]:
+        assert list(scenario["rivals"]) == list(rivals)
+        for name, row in scenario["rivals"].items():
+            assert row["ms"] > 0
+            assert row["images_s"] == pytest.approx(1e3 * len(scenario["labels"]) / row["ms"], rel=1e-2)
+            assert row["agreement"] >= (0.999 if "fp32" in name or scenario["name"] == "K=0" else 0.5), (scenario, name)
+    for rival in report["rivals"].values():
+        assert rival["build_s"] >= 0
+        assert rival["first_call_s"].keys() == end_to_end.SCENARIOS.keys()
+    times = json.loads(json.dumps(report["scenarios"]))
+    report = run("end_to_end.py", tmp_path, "--memory", "--rivals", networks.EAGER_LOOP, "--scenarios", "K=1")
+    memory = report["memory"][networks.EAGER_LOOP]
+    assert memory["peak K=1"] >= memory["built"] >= memory["before"] > 0
+    assert report["scenarios"] == times, "the times were lost"
+
+
+@torch.no_grad()
+def test_the_best_stock_network_is_the_plain_one() -> None:
+    x = torch.stack([end_to_end.network_input(end_to_end.blobs(seed, (60, 80)), 64) for seed in range(3)])
+    model = networks.random_network(end_to_end.QUICK, x)
+    twin = StockNetwork(model, torch.float32, compiled=False)  # compiling takes longer than all other tests here
+    scores, state = twin.score_images(x)
+    wanted, plain_state = model.score_images(x)
+    torch.testing.assert_close(scores, wanted, rtol=1e-4, atol=1e-5)
+    labels = torch.zeros(4, model.config.num_classes)
+    labels[0, [0, 2]], labels[1, 0], labels[2, 2], labels[3, 5] = torch.tensor([0.7, 0.4]), 0.7, 0.4, 0.9
+    image_of_pass = torch.tensor([1, 1, 1, 2])
+    got = twin.score_passes(state, labels, image_of_pass)
+    wanted = model.score_passes(plain_state, labels, image_of_pass)
+    assert wanted.std() > 1, "the network says nothing"
+    torch.testing.assert_close(got, wanted, rtol=1e-3, atol=1e-3 * wanted.abs().max().item())
+
+
+def test_merging_with_torchs_filter_gives_the_same_labels_but_at_borders() -> None:
+    generator = torch.Generator().manual_seed(0)
+    difference = torch.randn(4, 16, 16, generator=generator)
+    wanted = reference.merge_scores(difference, 3, 50, [40, 50])
+    got = stock.merge(difference, 3, 50, [40, 50])
+    assert torch.equal(got[5:-5, 5:-5], wanted[5:-5, 5:-5])
+    assert len(wanted.unique()) == 4
+    assert (got == wanted).double().mean() > 0.97
+
+
+def test_a_wrong_result_is_marked_and_never_wins() -> None:
+    truth = torch.arange(4.0).double()
+
+    def rival(name: str, result: torch.Tensor, ms: int, isa: str | None = None) -> Rival:
+        def run() -> torch.Tensor:
+            time.sleep(1e-3 * ms)
+            return result
+
+        return Rival(name, run, isa)
+
+    rivals = [
+        rival("ddn_fast", truth.float() + 1, 0, "avx2"),
+        rival("ddn_fast", truth.float() * torch.nan, 0, "avx512"),
+        rival("ddn_fast", truth.float(), 1, "plain"),
+        rival("stock", truth.float(), 2),
+    ]
+    group = Group("dense", "case", torch.float32, 1e6, 1e6, lambda: truth, rivals)
+    rows = op_benchmark.measure(group, {}, {"seconds": 0.01, "samples": 3})
+    assert [row["correct"] for row in rows] == [False, False, True, True]
+    ((ours, other),) = op_benchmark.best_pairs({"rows": rows})["dense", "case"].values()
+    assert (ours["isa"], other["rival"]) == ("plain", "stock")
+
+
+def test_layers_are_those_of_the_network() -> None:
+    config = NetConfig()
+    stages = groups_conv.stages(config)
+    wanted = [name for name, m in DecoupledNet(end_to_end.QUICK).named_modules() if "conv" in name.split(".")[-1]]
+    wanted = [name.split(".")[1] for name in wanted if name.startswith(("encoder", "decoder")) and "bn" not in name]
+    assert [name for stage in stages for name in stage.names] == wanted
+    layers = groups_conv.layers(config)
+    assert sorted(name for layer in layers for name in layer.names) == sorted(wanted)
+    first, last = next(x for x in layers if "deconv1_1" in x.names), next(x for x in layers if "deconv1_2" in x.names)
+    assert (first.channels, first.side, first.op, first.unpooled) == ((64, 64), 320, "conv3x3", True)
+    assert (last.channels, last.side, last.op, last.unpooled) == ((64, 64), 320, "conv3x3_score", False)
+
+
+def test_a_slow_rival_gets_fewer_turns_and_a_fast_one_no_more_than_wanted() -> None:
+    turns: list[str] = []
+
+    def slow() -> None:
+        turns.append("slow")
+        time.sleep(0.02)
+
+    found = timing.interleave({"slow": slow, "fast": lambda: turns.append("fast")}, seconds=0.1, samples=9, least=2)
+    assert 2 <= found["slow"].samples < found["fast"].samples
+    assert found["slow"].ms >= 20
+    assert found["fast"].ms < 20
+    measured = turns[2:]
+    assert "".join(name[0] for name in measured).strip("f").count("f") > 0, "they did not take turns"
+
+
+def test_samples_that_waited_for_a_core_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits = iter(range(0, 10**12, 10**9))  # a second more, whenever asked
+    monkeypatch.setattr(timing, "waiting_ns", lambda: {"1": next(waits)})
+    waited = timing.interleave({"a": lambda: None}, seconds=1, samples=4)["a"]
+    assert (waited.clean, waited.samples) == (0, 8)
+    monkeypatch.setattr(timing, "waiting_ns", dict)
+    calm = timing.interleave({"a": lambda: None}, seconds=1, samples=4)["a"]
+    assert (calm.clean, calm.samples) == (4, 4)
+
+
+def test_cold_weights_are_equal_and_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "last_level_bytes", lambda: 1000)
+    weight = torch.arange(100.0)
+    cold = timing.Cold(weight.clone, 400)
+    taken = [cold() for _ in range(20)]
+    assert cold.cold
+    assert len({t.data_ptr() for t in taken}) == 10
+    assert len({t.data_ptr() for t in taken[:10]}) == 10
+    assert all(torch.equal(t, weight) for t in taken)
+    monkeypatch.setattr(machine, "available_bytes", lambda: 8000)
+    assert not timing.Cold(weight.clone, 400).cold
+
+
+def test_names_and_peaks_of_machines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "cpu_name", lambda: "Intel(R) Xeon(R) Platinum 8481C CPU @ 2.70GHz")
+    assert machine.name() == f"intel-xeon-platinum-8481c-{torch.get_num_threads()}-threads"
+    ceilings = {"plain": 0.1, "avx2": 0.2, "avx512": 0.3, "avx512_bf16": 0.5, "amx_bf16": None, "dram_read_gb_s": 30.0}
+    assert machine.peak_of(ceilings, torch.float32, "avx2") == 0.2
+    assert machine.peak_of(ceilings, torch.float32, None) == 0.3
+    assert machine.peak_of(ceilings, torch.bfloat16, "avx512") == 0.3
+    assert machine.peak_of(ceilings, torch.bfloat16, "amx_bf16") == 0.5
+    assert machine.peak_of({}, torch.float32, None) is None
