@@ -44,14 +44,27 @@ struct PairWeights {
   }
 };
 
+struct Span {       // consecutive pixels of a blocked map to compute
+  const float* in;  // the first pixel's value under the first tap
+  int64_t in_plane;
+  int64_t in_blocks;
+  const int64_t* offsets;  // elements from there to those under the others
+  int taps;
+  float* out;
+  const float* bias;  // [32] of this block of outputs; null: neither bias nor ReLU
+  // The weights that come after these, fetched meanwhile; null: the system's own prefetching will do.
+  const char* next = nullptr;
+  int64_t next_bytes = 0;  // of each block of inputs, by this tile
+};
+
 // total[n][v] += sum over blocks, taps and inputs of in[n] * weights.
-// in: the first pixel's value under the first tap; at `offsets` elements from it those under the others.
 template <class Weights, int Pixels>
-DDN_INLINE void multiply(const float* in, int64_t plane, int64_t blocks, const int64_t* offsets, int taps,
-                         const typename Weights::Element* weights, int first, Vec (&total)[Pixels][2]) {
-  for (int64_t b = 0; b < blocks; ++b)
-    for (int t = 0; t < taps; ++t, weights += Weights::kTap) {
-      const float* at = in + b * plane + offsets[t];
+DDN_INLINE void multiply(const Span& s, const typename Weights::Element* weights, int first, Vec (&total)[Pixels][2]) {
+  constexpr int64_t kBlockBytes = Weights::kTap * sizeof(typename Weights::Element);
+  for (int64_t b = 0; b < s.in_blocks; ++b) {
+    for (int64_t k = 0; k < s.next_bytes; k += 64) __builtin_prefetch(s.next + b * kBlockBytes + k, 0, 2);
+    for (int t = 0; t < s.taps; ++t, weights += Weights::kTap) {
+      const float* at = s.in + b * s.in_plane + s.offsets[t];
       Weights::each_input(weights, first, [&](int k, Vec w0, Vec w1) __attribute__((always_inline)) {
 #pragma GCC unroll 12
         for (int n = 0; n < Pixels; ++n) {
@@ -61,17 +74,8 @@ DDN_INLINE void multiply(const float* in, int64_t plane, int64_t blocks, const i
         }
       });
     }
+  }
 }
-
-struct Span {  // consecutive pixels of a blocked map to compute
-  const float* in;
-  int64_t in_plane;
-  int64_t in_blocks;
-  const int64_t* offsets;
-  int taps;
-  float* out;
-  const float* bias;  // [32] of this block of outputs; null: neither bias nor ReLU
-};
 
 template <class Weights, int Pixels>
 void span_tile(const Span& s, const typename Weights::Element* weights) {
@@ -82,7 +86,7 @@ void span_tile(const Span& s, const typename Weights::Element* weights) {
 #pragma GCC unroll 12
       for (int n = 0; n < Pixels; ++n) total[n][v] = start;
     }
-    multiply<Weights, Pixels>(s.in, s.in_plane, s.in_blocks, s.offsets, s.taps, weights, first, total);
+    multiply<Weights, Pixels>(s, weights, first, total);
 #pragma GCC unroll 12
     for (int n = 0; n < Pixels; ++n)
       for (int v = 0; v < 2; ++v)
@@ -101,7 +105,9 @@ void span_rest(const Span& s, const typename Weights::Element* weights, int64_t 
 // `pixels` pixels in tiles of nearly the same size: a last tile of one pixel would waste its loads.
 template <class Weights>
 void span(Span s, const typename Weights::Element* weights, int64_t pixels) {
-  for (int64_t tiles = (pixels + kPixels - 1) / kPixels; tiles > 0; --tiles) {
+  int64_t tiles = (pixels + kPixels - 1) / kPixels;
+  if (s.next) s.next_bytes = (Weights::kTap * int64_t{sizeof(*weights)} / 64 + tiles - 1) / tiles * 64;
+  for (; tiles > 0; --tiles) {
     const int64_t now = (pixels + tiles - 1) / tiles;
     if (now == kPixels)
       span_tile<Weights, kPixels>(s, weights);
@@ -110,6 +116,7 @@ void span(Span s, const typename Weights::Element* weights, int64_t pixels) {
     pixels -= now;
     s.in += now * kBlock;
     s.out += now * kBlock;
+    s.next += s.next_bytes;
   }
 }
 

@@ -21,16 +21,58 @@ constexpr int kGroup = 4 * 12;
 
 constexpr float kRoot = 1.41421356237309505f;
 
-// B^T d
-DDN_INLINE void transform_in(const Vec (&d)[6], Vec (&r)[6]) {
-  const Vec a = d[4] - 2 * d[2], b = kRoot / 2 * (d[3] - 2 * d[1]);
-  const Vec c = d[4] - 0.5f * d[2], e = kRoot * (d[3] - 0.5f * d[1]);
-  r[0] = d[0] - 2.5f * d[2] + d[4];
-  r[1] = a + b;
-  r[2] = a - b;
-  r[3] = c + e;
-  r[4] = c - e;
-  r[5] = d[1] - 2.5f * d[3] + d[5];
+// One or two rows of B^T d: the points come in pairs that share their terms.
+enum class Rows2 { zero, small, large, infinity };  // row 0; rows 1, 2 (+-sqrt(1/2)); rows 3, 4 (+-sqrt(2)); row 5
+
+// The inputs a row needs, d of one column: d[i] is called for those only.
+template <Rows2 Part, class D>
+DDN_INLINE void transform_in(D d, Vec& first, Vec& second) {
+  if constexpr (Part == Rows2::zero) {
+    first = d(0) - 2.5f * d(2) + d(4);
+  } else if constexpr (Part == Rows2::infinity) {
+    first = d(1) - 2.5f * d(3) + d(5);
+  } else {
+    constexpr float square = Part == Rows2::small ? 2.0f : 0.5f, root = Part == Rows2::small ? kRoot / 2 : kRoot;
+    const Vec even = d(4) - square * d(2), odd = root * (d(3) - square * d(1));
+    first = even + odd;
+    second = even - odd;
+  }
+}
+
+// Row `row` of B^T d B from the row of B^T d.
+DDN_INLINE void store_in(const Vec (&half)[6], float* to, int64_t point, int row) {
+  const auto d = [&](int j) __attribute__((always_inline)) { return half[j]; };
+  Vec r[6];
+  transform_in<Rows2::zero>(d, r[0], r[0]);
+  transform_in<Rows2::small>(d, r[1], r[2]);
+  transform_in<Rows2::large>(d, r[3], r[4]);
+  transform_in<Rows2::infinity>(d, r[5], r[5]);
+#pragma GCC unroll 6
+  for (int j = 0; j < 6; ++j) store(to + (row * 6 + j) * point, r[j]);
+}
+
+// Rows of B^T d B that share their terms. Rather than keep all 36 values of B^T d, for which there are not the
+// registers, the inputs are read again.
+template <Rows2 Part>
+DDN_INLINE void part_in(const float* from, int64_t row, float* to, int64_t point) {
+  Vec first[6], second[6];
+#pragma GCC unroll 6
+  for (int j = 0; j < 6; ++j)
+    transform_in<Part>([&](int i) __attribute__((always_inline)) { return load(from + i * row + j * kBlock); },
+                       first[j], second[j]);
+  constexpr int at = Part == Rows2::zero ? 0 : Part == Rows2::small ? 1 : Part == Rows2::large ? 3 : 5;
+  store_in(first, to, point, at);
+  if constexpr (Part == Rows2::small || Part == Rows2::large) store_in(second, to, point, at + 1);
+}
+
+// One block of 6x6 inputs to 36 points. from: `row` elements between rows; to: `point` elements between points.
+inline void tile_in(const float* from, int64_t row, float* to, int64_t point) {
+  for (int v = 0; v < kBlock; v += kWidth) {
+    part_in<Rows2::zero>(from + v, row, to + v, point);
+    part_in<Rows2::small>(from + v, row, to + v, point);
+    part_in<Rows2::large>(from + v, row, to + v, point);
+    part_in<Rows2::infinity>(from + v, row, to + v, point);
+  }
 }
 
 // A^T m
@@ -42,42 +84,36 @@ DDN_INLINE void transform_out(const Vec (&m)[6], Vec (&y)[4]) {
   y[3] = 0.5f * b + 2 * d + m[5];
 }
 
-// One block of 6x6 inputs to 36 points. from: `row` elements between rows; to: `point` elements between points.
-DDN_INLINE void tile_in(const float* from, int64_t row, float* to, int64_t point) {
+// The reverse for one block of outputs: 36 points to 4x4, bias and ReLU.
+inline void tile_out(const float* from, int64_t point, const float* bias, float* to, int64_t row) {
   for (int v = 0; v < kBlock; v += kWidth) {
-    Vec half[6][6];
+    Vec half[4][6];
+#pragma GCC unroll 6
     for (int j = 0; j < 6; ++j) {
-      Vec d[6], r[6];
-      for (int i = 0; i < 6; ++i) d[i] = load(from + i * row + j * kBlock + v);
-      transform_in(d, r);
-      for (int i = 0; i < 6; ++i) half[i][j] = r[i];
+      Vec m[6], y[4];
+#pragma GCC unroll 6
+      for (int i = 0; i < 6; ++i) m[i] = load(from + (i * 6 + j) * point + v);
+      transform_out(m, y);
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; ++i) half[i][j] = y[i];
     }
-    for (int i = 0; i < 6; ++i) {
-      Vec r[6];
-      transform_in(half[i], r);
-      for (int j = 0; j < 6; ++j) store(to + (i * 6 + j) * point + v, r[j]);
+    const Vec b = load(bias + v);
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      Vec y[4];
+      transform_out(half[i], y);
+#pragma GCC unroll 4
+      for (int j = 0; j < 4; ++j) store(to + i * row + j * kBlock + v, relu(y[j] + b));
     }
   }
 }
 
-// The reverse for one block of outputs, of which rows x columns exist; bias and ReLU.
-DDN_INLINE void tile_out(const float* from, int64_t point, const float* bias, float* to, int64_t row, int rows,
-                         int columns) {
-  for (int v = 0; v < kBlock; v += kWidth) {
-    Vec half[4][6];
-    for (int j = 0; j < 6; ++j) {
-      Vec m[6], y[4];
-      for (int i = 0; i < 6; ++i) m[i] = load(from + (i * 6 + j) * point + v);
-      transform_out(m, y);
-      for (int i = 0; i < 4; ++i) half[i][j] = y[i];
-    }
-    const Vec b = load(bias + v);
-    for (int i = 0; i < rows; ++i) {
-      Vec y[4];
-      transform_out(half[i], y);
-      for (int j = 0; j < columns; ++j) store(to + i * row + j * kBlock + v, relu(y[j] + b));
-    }
-  }
+// The same for a tile of which rows x columns outputs exist.
+inline void tile_out_edge(const float* from, int64_t point, const float* bias, float* to, int64_t row, int rows,
+                          int columns) {
+  float patch[16 * kBlock];
+  tile_out(from, point, bias, patch, 4 * kBlock);
+  for (int i = 0; i < rows; ++i) std::memcpy(to + i * row, patch + i * 4 * kBlock, columns * kBlock * sizeof(float));
 }
 
 // The 6x6 inputs of a tile at the edge, zeros where there are none: rows x columns exist.
@@ -167,7 +203,7 @@ class Group {
       for (int64_t b = 0; b < in_blocks_; ++b) {
         const float* from = job_.in.data + b * job_.in.plane + tile_[t].in;
         float* to = transformed_ + (b * kGroup + t) * kBlock;
-        if (tile_[t].whole())
+        if (tile_[t].in_rows == 6 && tile_[t].in_columns == 6)
           tile_in(from, row, to, in_point_);
         else
           tile_in_edge(from, row, tile_[t].in_rows, tile_[t].in_columns, to, in_point_);
@@ -186,9 +222,15 @@ class Group {
   void transform_back(int64_t block) const {
     float bias[kBlock];
     load_bias(job_.layer, block, bias);
-    for (int t = 0; t < count_; ++t)
-      tile_out(products_ + t * kBlock, kOutPoint, bias, job_.out.data + block * job_.out.plane + tile_[t].out,
-               job_.out.pitch * kBlock, tile_[t].out_rows, tile_[t].out_columns);
+    const int64_t row = job_.out.pitch * kBlock;
+    for (int t = 0; t < count_; ++t) {
+      const float* from = products_ + t * kBlock;
+      float* to = job_.out.data + block * job_.out.plane + tile_[t].out;
+      if (tile_[t].out_rows == 4 && tile_[t].out_columns == 4)
+        tile_out(from, kOutPoint, bias, to, row);
+      else
+        tile_out_edge(from, kOutPoint, bias, to, row, tile_[t].out_rows, tile_[t].out_columns);
+    }
   }
 };
 

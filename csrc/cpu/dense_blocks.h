@@ -126,18 +126,33 @@ DDN_INLINE void fetch_ahead(const Panel<W>& panel, const W* weight) {
   for (int g = 0; g < G; ++g) __builtin_prefetch(reinterpret_cast<const char*>(weight + g * panel.stride) + kAhead);
 }
 
-// All outputs of a panel, Group at a time and the rest one by one.
-template <int Group, class W, class Products>
-DDN_INLINE void add_in_groups(const Panel<W>& panel, Products products) {
-  for (int64_t block = 0; block < panel.row_blocks; ++block) {
-    const uint32_t* x = panel.x + block * panel.x_stride;
-    float* total = panel.total + block * kMostOutputs * kRows;
-    const W* weight = panel.weight;
-    int64_t n = 0;
-    for (; n + Group <= panel.outputs; n += Group, weight += Group * panel.stride)
-      products.template add<Group>(panel, weight, x, total + n * kRows, block == 0);
-    for (; n < panel.outputs; ++n, weight += panel.stride)
-      products.template add<1>(panel, weight, x, total + n * kRows, block == 0);
+// Rows of weights whose distance is a multiple of this lie in one set of the first-level cache, which holds 8.
+constexpr int64_t kSetStride = 4096;
+
+// All outputs of a panel for Blocks blocks of rows, Group at a time and the rest one by one.
+template <int Group, int Blocks, class W, class Products>
+DDN_INLINE void add_in_groups(const Panel<W>& panel, Products products, int64_t block) {
+  const uint32_t* x = panel.x + block * panel.x_stride;
+  float* total = panel.total + block * kMostOutputs * kRows;
+  const W* weight = panel.weight;
+  int64_t n = 0;
+  for (; n + Group <= panel.outputs; n += Group, weight += Group * panel.stride)
+    products.template add<Group, Blocks>(panel, weight, x, total + n * kRows, block == 0);
+  for (; n < panel.outputs; ++n, weight += panel.stride)
+    products.template add<1, Blocks>(panel, weight, x, total + n * kRows, block == 0);
+}
+
+// All rows: Pair outputs for two blocks at a time where that is not 0, Single for what is left.
+template <int Single, int Pair, class W, class Products>
+DDN_INLINE void add_all(const Panel<W>& panel, Products products) {
+  int64_t block = 0;
+  if constexpr (Pair > 0)
+    for (; block + 2 <= panel.row_blocks; block += 2) add_in_groups<Pair, 2>(panel, products, block);
+  for (; block < panel.row_blocks; ++block) {
+    if (Single > 8 && panel.stride * static_cast<int64_t>(sizeof(W)) % kSetStride == 0)
+      add_in_groups<(Single > 8 ? 8 : Single), 1>(panel, products, block);
+    else
+      add_in_groups<Single, 1>(panel, products, block);
   }
 }
 
