@@ -57,11 +57,13 @@ struct Span {       // consecutive pixels of a blocked map to compute
   int64_t next_bytes = 0;  // of each block of inputs, by this tile
 };
 
-// total[n][v] += sum over blocks, taps and inputs of in[n] * weights.
+// total[n][v] += sum over blocks [begin, end), taps and inputs of in[n] * weights.
 template <class Weights, int Pixels>
-DDN_INLINE void multiply(const Span& s, const typename Weights::Element* weights, int first, Vec (&total)[Pixels][2]) {
+DDN_INLINE void multiply(const Span& s, const typename Weights::Element* weights, int64_t begin, int64_t end, int first,
+                         Vec (&total)[Pixels][2]) {
   constexpr int64_t kBlockBytes = Weights::kTap * sizeof(typename Weights::Element);
-  for (int64_t b = 0; b < s.in_blocks; ++b) {
+  weights += begin * s.taps * Weights::kTap;
+  for (int64_t b = begin; b < end; ++b) {
     for (int64_t k = 0; k < s.next_bytes; k += 64) __builtin_prefetch(s.next + b * kBlockBytes + k, 0, 2);
     for (int t = 0; t < s.taps; ++t, weights += Weights::kTap) {
       const float* at = s.in + b * s.in_plane + s.offsets[t];
@@ -77,20 +79,26 @@ DDN_INLINE void multiply(const Span& s, const typename Weights::Element* weights
   }
 }
 
+// Sums of some 300 products are made in registers and then added up: rounding grows with the length of either, not
+// with their product.
 template <class Weights, int Pixels>
 void span_tile(const Span& s, const typename Weights::Element* weights) {
+  const int64_t together = s.taps == 1 ? 8 : 1;
   for (int first = 0; first < kBlock; first += kOutputs) {
-    Vec total[Pixels][2];
-    for (int v = 0; v < 2; ++v) {
-      const Vec start = s.bias ? load(s.bias + first + v * kWidth) : Vec{};
+    float* out = s.out + first;
+    for (int64_t begin = 0; begin < s.in_blocks; begin += together) {
+      const int64_t end = begin + together < s.in_blocks ? begin + together : s.in_blocks;
+      Vec total[Pixels][2] = {};
+      multiply<Weights, Pixels>(s, weights, begin, end, first, total);
+      const bool biased = s.bias && end == s.in_blocks;
 #pragma GCC unroll 12
-      for (int n = 0; n < Pixels; ++n) total[n][v] = start;
+      for (int n = 0; n < Pixels; ++n)
+        for (int v = 0; v < 2; ++v) {
+          float* at = out + n * kBlock + v * kWidth;
+          const Vec sum = begin > 0 ? load(at) + total[n][v] : total[n][v];
+          store(at, biased ? relu(sum + load(s.bias + first + v * kWidth)) : sum);
+        }
     }
-    multiply<Weights, Pixels>(s, weights, first, total);
-#pragma GCC unroll 12
-    for (int n = 0; n < Pixels; ++n)
-      for (int v = 0; v < 2; ++v)
-        store(s.out + n * kBlock + first + v * kWidth, s.bias ? relu(total[n][v]) : total[n][v]);
   }
 }
 
