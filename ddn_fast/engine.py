@@ -13,7 +13,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Sequence
 from itertools import product
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,30 +21,10 @@ from torch import Tensor
 
 from . import info
 from .errors import InputError
-from .folding import Folded, fold
-from .network import DecoupledNet, check_images, check_passes
+from .folding import fold
+from .image_part import Encoded, ImagePart
+from .network import DecoupledNet, check_passes
 from .segmentation import Segmenter
-
-
-class Encoded(NamedTuple):
-    """What runs once per image leaves behind for one batch."""
-
-    windows: Tensor  # [B,G*G,k*k*C5], of pool5 under each place of the grid
-    fc6: Tensor  # [B,G*G,fc], after ReLU
-    fc7: Tensor  # [B,G*G,fc], after ReLU
-    score_map: Tensor  # [B,L,G,G], before any sigmoid
-    switches: tuple[Tensor, ...]  # of pool1..pool5: [B,h,w,ceil(C/4)] uint8
-
-    @property
-    def scores(self) -> Tensor:
-        """Image-level scores ``[B,L]`` (section 3)."""
-        return torch.sigmoid(self.score_map.mean((2, 3)))
-
-    @property
-    def position(self) -> Tensor:
-        """``[B,L]`` int64: where each class scores highest, row-major, first on a tie (section 3)."""
-        # max_pool2d promises the first maximum; argmax promises none
-        return F.max_pool2d(self.score_map, self.score_map.shape[2], return_indices=True)[1].flatten(1)
 
 
 class Batch:
@@ -95,8 +75,8 @@ class FastDecoupledNet(Segmenter):
         self.dtype = dtype
         self.ops = importlib.import_module("ddn_fast.ops") if ops is None else ops
         self.isa = info.cpu_isa() or "plain"
-        self._weights: Folded = fold(model, dtype, self.isa)
-        self._input_like = torch.empty(0, dtype=torch.promote_types(dtype, torch.float32))
+        self._weights = fold(model, dtype, self.isa)
+        self._images = ImagePart(model.config, self._weights.image_part, dtype, self.ops)
 
     def __repr__(self) -> str:
         name = str(self.dtype).removeprefix("torch.")
@@ -118,7 +98,7 @@ class FastDecoupledNet(Segmenter):
 
     def input_like(self) -> Tensor:
         """An empty tensor of the input's dtype."""
-        return self._input_like
+        return self._images.input_like()
 
     def merge_scores(self, difference: Tensor, classes: int, square: int, crop: tuple[int, int]) -> Tensor:
         """Label map of one image from its passes, by `ops`."""
@@ -138,8 +118,8 @@ class FastDecoupledNet(Segmenter):
         check_passes(labels, image_of_pass, self.config, len(state.encoded.windows))
         images = image_of_pass.tolist()
         if not images:
-            return self._input_like.new_empty(0, self.config.side, self.config.side)
-        y = labels.to(self._input_like)
+            return self.input_like().new_empty(0, self.config.side, self.config.side)
+        y = labels.to(self.input_like())
         terms = [(p, (images[p], label), y[p, label].item()) for p, label in y.nonzero().tolist()]
         self._add_image_halves(state, images)
         self._add_class_halves(state, [pair for _, pair, _ in terms])
@@ -150,29 +130,9 @@ class FastDecoupledNet(Segmenter):
 
     # --- the parts ---
 
-    @torch.no_grad()
     def encode(self, x: Tensor) -> Encoded:
         """The part that runs once per image: x ``[B,3,S,S]``; InputError on another x."""
-        check_images(x, self.config, self._input_like)
-        ops, weights, grid = self.ops, self._weights, self.config.grid**2
-        x = x.to(self.dtype, memory_format=torch.channels_last)
-        switches = []
-        for stage in weights.encoder:
-            x, switch = ops.conv3x3_max_pool2x2(x, stage.weights, stage.biases)
-            switches.append(switch)
-        kernel = self.config.fc_kernel
-        by_place = x.permute(0, 2, 3, 1).unfold(1, kernel, 1).unfold(2, kernel, 1)  # [B,G,G,C5,k,k]
-        windows = by_place.permute(0, 1, 2, 4, 5, 3).flatten(3).flatten(0, 2)
-        fc6 = ops.dense(windows, *weights.fc6, relu=True)
-        fc7 = ops.dense(fc6, *weights.fc7, relu=True)
-        score_map = ops.dense(fc7, *weights.cls_score).unflatten(0, (-1, grid)).transpose(1, 2).contiguous()
-        return Encoded(
-            windows.unflatten(0, (-1, grid)),
-            fc6.unflatten(0, (-1, grid)),
-            fc7.unflatten(0, (-1, grid)),
-            score_map.unflatten(2, (self.config.grid, self.config.grid)),
-            tuple(switches),
-        )
+        return self._images.encode(x)
 
     @torch.no_grad()
     def decode(self, fc6_seg: Tensor, switches: Sequence[Tensor], image_of_pass: Tensor) -> Tensor:
@@ -205,10 +165,7 @@ class FastDecoupledNet(Segmenter):
             return
         weights, encoded, position = self._weights, state.encoded, state.encoded.position
         image, label = torch.tensor(missing).T.contiguous()
-        gate = self.ops.class_gate(
-            weights.cls_score.weight, weights.fc7.weight, weights.fc6.weight,
-            encoded.fc6, encoded.fc7, position, image, label,
-        )  # fmt: skip
+        gate = self._images.gate(encoded, image, label)
         windows = place_windows(gate.to(self.dtype), position[image, label], self.config.grid, self.config.fc_kernel)
         halves = self.ops.dense(windows, weights.bridge.fc6_seg_class).view(len(missing), -1)
         state.of_class.update(zip(missing, halves, strict=True))

@@ -43,13 +43,19 @@ class FoldedBridge(NamedTuple):
     fc6_deconv: Dense  # [k*k*C5,bridge], bias [C5]
 
 
-class Folded(NamedTuple):
-    """All weights of the engine. Windows of a map are rows of ``k*k*C5`` values: row, column, channel."""
+class FoldedImagePart(NamedTuple):
+    """Encoder and head, which run once per image. Windows of a map are rows of ``k*k*C5``: row, column, channel."""
 
     encoder: tuple[Stage, ...]  # of pool1..pool5
     fc6: Dense  # [fc,k*k*C5]
     fc7: Dense  # [fc,fc]
     cls_score: Dense  # [L,fc], float32 at least
+
+
+class Folded(NamedTuple):
+    """All weights of the engine."""
+
+    image_part: FoldedImagePart
     bridge: FoldedBridge
     decoder: tuple[Stage, ...]  # of unpool5..unpool1
     score_weight: Tensor  # [widths[0]], foreground minus background
@@ -64,23 +70,38 @@ def fold(model: DecoupledNet, dtype: torch.dtype, isa: str) -> Folded:
     convolutions are packed (:func:`ddn_fast.packing.conv3x3_layout`). Raises NumericsError where a value is NaN or
     infinite: kernels may lose a NaN that the plain formulas carry through.
     """
-    for name, value in model.state_dict().items():
-        if value.numel() and not torch.stack(torch.aminmax(value)).isfinite().all():
-            raise NumericsError(f"{name}: wanted finite values, got NaN or infinity")
     wide = torch.promote_types(dtype, torch.float32)
-    head, score = model.head, model.decoder.seg_score
-    assert head.fc6.bias is not None
+    score = model.decoder.seg_score
     assert score.bias is not None
+    _check_finite(model, "bridge", "decoder")
     return Folded(
-        encoder=tuple(_encoder_stage(model, stage, dtype, isa) for stage in range(1, 6)),
-        fc6=Dense(_own(head.fc6.weight.permute(0, 2, 3, 1), dtype).flatten(1), _own(head.fc6.bias, wide)),
-        fc7=_point(head.fc7, None, dtype, wide),
-        cls_score=_point(head.cls_score, None, wide, wide),
+        image_part=fold_image_part(model, dtype, isa),
         bridge=_fold_bridge(model.bridge, dtype, wide),
         decoder=tuple(_decoder_stage(model, stage, dtype, isa) for stage in range(5, 0, -1)),
         score_weight=_own((score.weight[1].double() - score.weight[0].double()).flatten(), wide),
         score_bias=_own((score.bias[1].double() - score.bias[0].double())[None], wide),
     )
+
+
+@torch.no_grad()
+def fold_image_part(model: DecoupledNet, dtype: torch.dtype, isa: str) -> FoldedImagePart:
+    """Those of its encoder and head, as :func:`fold` has them."""
+    wide = torch.promote_types(dtype, torch.float32)
+    head = model.head
+    assert head.fc6.bias is not None
+    _check_finite(model, "encoder", "head")
+    return FoldedImagePart(
+        encoder=tuple(_encoder_stage(model, stage, dtype, isa) for stage in range(1, 6)),
+        fc6=Dense(_own(head.fc6.weight.permute(0, 2, 3, 1), dtype).flatten(1), _own(head.fc6.bias, wide)),
+        fc7=_point(head.fc7, None, dtype, wide),
+        cls_score=_point(head.cls_score, None, wide, wide),
+    )
+
+
+def _check_finite(model: DecoupledNet, *parts: str) -> None:
+    for name, value in model.state_dict().items():
+        if name.split(".")[0] in parts and value.numel() and not torch.stack(torch.aminmax(value)).isfinite().all():
+            raise NumericsError(f"{name}: wanted finite values, got NaN or infinity")
 
 
 def affine(bn: BatchNorm) -> tuple[Tensor, Tensor]:
@@ -96,7 +117,7 @@ def _encoder_stage(model: DecoupledNet, stage: int, dtype: torch.dtype, isa: str
     for k in range(1, STAGE_CONVS[stage - 1] + 1):
         weight, bias = (model.encoder.get_parameter(f"conv{stage}_{k}.{part}") for part in ("weight", "bias"))
         layers.append((weight.double(), bias.double()))
-    return _pack_stage(layers, dtype, isa)
+    return _pack_stage(layers, dtype, isa, pooled=True)
 
 
 def _decoder_stage(model: DecoupledNet, stage: int, dtype: torch.dtype, isa: str) -> Stage:
@@ -109,13 +130,13 @@ def _decoder_stage(model: DecoupledNet, stage: int, dtype: torch.dtype, isa: str
         scale, shift = affine(bn)
         weight = deconv.weight.double().flip(2, 3).transpose(0, 1) * scale[:, None, None, None]
         layers.append((weight, deconv.bias.double() * scale + shift))
-    return _pack_stage(layers, dtype, isa)
+    return _pack_stage(layers, dtype, isa, pooled=False)
 
 
-def _pack_stage(layers: list[tuple[Tensor, Tensor]], dtype: torch.dtype, isa: str) -> Stage:
+def _pack_stage(layers: list[tuple[Tensor, Tensor]], dtype: torch.dtype, isa: str, pooled: bool) -> Stage:
     """Layers as (weight ``[O,C,3,3]``, bias ``[O]``), both float64."""
     wide = torch.promote_types(dtype, torch.float32)
-    layouts = [conv3x3_layout(dtype, isa, weight.shape[1]) for weight, _ in layers]
+    layouts = [conv3x3_layout(dtype, isa, weight.shape[1], pooled) for weight, _ in layers]
     weights = [pack_conv3x3(weight, layout, wide) for (weight, _), layout in zip(layers, layouts, strict=True)]
     return Stage(weights, [_own(bias, wide) for _, bias in layers])
 

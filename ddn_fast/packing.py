@@ -46,26 +46,26 @@ def one_block(channels: int) -> bool:
     return 9 * channels <= BLOCK
 
 
-def conv3x3_layout(dtype: torch.dtype, isa: str, in_channels: int) -> Layout:
-    """The layout that is fastest for maps of this dtype on this instruction set (a name of ``_C.cpu_isas()``).
+def conv3x3_layout(dtype: torch.dtype, isa: str, in_channels: int, pooled: bool) -> Layout:
+    """The layout to take for maps of this dtype on this instruction set (a name of ``_C.cpu_isas()``).
 
-    ================  =============  ========  =====================
-    maps              isa            layer     layout
-    ================  =============  ========  =====================
-    bfloat16          amx_bf16       every     pairs
-    bfloat16          others         first     direct
-    bfloat16          others         others    winograd
-    float32, float64  every          every     direct
-    ================  =============  ========  =====================
+    ================  =============  =======================  ========
+    maps              isa            layer                    layout
+    ================  =============  =======================  ========
+    bfloat16          amx_bf16       every                    pairs
+    bfloat16          others         every but the first      winograd
+    float32           every          not in a pooled stage    winograd
+    any               every          every other              direct
+    ================  =============  =======================  ========
 
-    Winograd rounds more often than a plain sum: far below what bfloat16 maps can hold, but a float32 engine is there
-    for labels that do not differ.
+    Winograd's rounding is twice a plain sum's and differs from place to place within a tile. Values hardly show it; but
+    where an image is constant, as in its padding, the four values of a pooling window tie exactly, and the float32
+    engine is there for label maps that do not differ: what it pools (`pooled`), it computes directly.
     """
-    if dtype != torch.bfloat16:
-        return "direct"
-    if isa == "amx_bf16":
+    if isa == "amx_bf16" and dtype == torch.bfloat16:
         return "pairs"
-    return "direct" if one_block(in_channels) else "winograd"
+    exact = dtype == torch.float64 or (dtype == torch.float32 and pooled)
+    return "direct" if exact or one_block(in_channels) else "winograd"
 
 
 def pack_conv3x3(weight: Tensor, layout: Layout, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -151,7 +151,10 @@ def test_every_instruction_set_gives_what_the_formulas_give(
 def test_every_layout_of_weights_works(layout: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     net = tiny_net()
     x, labels, image_of_pass = some_passes(net.config, 2, 4)
-    chosen = lambda dtype, isa, channels: "direct" if layout == "winograd" and channels == 3 else layout  # noqa: E731
+
+    def chosen(dtype: torch.dtype, isa: str, channels: int, pooled: bool) -> str:
+        return "direct" if layout == "winograd" and channels == 3 else layout
+
     monkeypatch.setattr(folding, "conv3x3_layout", chosen)
     engines = [FastDecoupledNet(net, torch.bfloat16, namespace) for namespace in (reference, ops)]
     formulas, compiled = (engine.fast(40 * x.float(), labels, image_of_pass) for engine in engines)
@@ -162,7 +165,7 @@ def test_a_layout_packs_for_every_dtype_and_instruction_set() -> None:
     for dtype in (torch.bfloat16, torch.float32, torch.float64):
         for isa in ("plain", "avx2", "avx512", "avx512_bf16", "amx_bf16"):
             for channels in (3, 4, 64):
-                pack_conv3x3(torch.randn(8, channels, 3, 3), conv3x3_layout(dtype, isa, channels))
+                pack_conv3x3(torch.randn(8, channels, 3, 3), conv3x3_layout(dtype, isa, channels, pooled=False))
     assert pack_conv3x3(torch.ones(2, 8, 3, 3), "direct", torch.float64).dtype == torch.float64
 
 
@@ -342,8 +345,8 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
 def test_large_weights_are_held_once_in_the_engines_dtype() -> None:
     engine = FastDecoupledNet(tiny_net(), torch.bfloat16)
     large = [
-        engine._weights.fc6,
-        engine._weights.fc7,
+        engine._weights.image_part.fc6,
+        engine._weights.image_part.fc7,
         engine._weights.bridge.fc7_seg,
         engine._weights.bridge.fc6_deconv,
     ]

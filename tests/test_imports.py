@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parent.parent / "ddn_fast"
 ORDER = [
     "_C",  # the compiled extension
     "errors", "config", "images", "packing", "plan", "reference", "ops", "info", "segmentation", "network",
-    "folding", "engine",
+    "folding", "image_part", "engine",
     "caffemodel", "release", "vgg", "weights", "evaluate",
     "data.voc", "data.tags", "data.few", "data.windows", "data.items", "data.datasets", "data.synthetic", "data",
     "training.recipe", "training.loss", "training.solver", "training.bn", "training.checkpoint", "training.curves",

@@ -13,6 +13,7 @@ from tiny_training import assert_same_run, fresh_net, read_checkpoint, read_log,
 
 import ddn_fast
 from ddn_fast import ops, reference
+from ddn_fast.config import NetConfig
 from ddn_fast.data.tags import read_tags
 from ddn_fast.data.voc import VocFolder
 from ddn_fast.errors import CheckpointError, ConfigError, DataError, InputError, WeightsError
@@ -22,7 +23,7 @@ from ddn_fast.training.bn import add_batch_norm
 from ddn_fast.training.classifier import train_classifier
 from ddn_fast.training.loop import Run
 from ddn_fast.training.loss import segmentation_loss
-from ddn_fast.training.segmenter import train_segmenter, training_scores
+from ddn_fast.training.segmenter import frozen_part, frozen_plain, train_segmenter, training_scores
 from ddn_fast.weights import read_metadata
 
 Train = Callable[..., DecoupledNet]
@@ -489,3 +490,20 @@ def test_a_negative_number_of_workers_is_an_error_before_anything_is_written(
     with pytest.raises(InputError, match="workers"):
         stage_1(generated, tmp_path / "out", workers=-1)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_frozen_part_by_the_fused_ops_equals_the_plain_network(half: bool) -> None:
+    torch.manual_seed(0)
+    net = DecoupledNet(NetConfig(tuple("abcde"), 96, (8, 16, 24, 40, 48), fc=64, bridge=32, fc_kernel=2)).eval()
+    data = 40 * torch.randn(3, 3, 96, 96)
+    subset = torch.tensor([[1, 0, 1, 0, 0], [0, 0, 0, 0, 0], [1, 1, 1, 1, 1]])
+    plain, fast = frozen_plain(net, data, subset), frozen_part(net, half)(data, subset)
+    for wanted, got in ((plain.pool5, fast.pool5), (plain.class_map, fast.class_map)):
+        assert got.dtype == wanted.dtype
+        assert got.shape == wanted.shape
+        assert (got - wanted).abs().mean() <= (0.03 if half else 1e-5) * wanted.abs().mean()
+    if not half:
+        assert all(torch.equal(a, b) for a, b in zip(plain.switches, fast.switches, strict=True))
+    assert not fast.pool5.requires_grad
+    assert not fast.class_map[1].any()

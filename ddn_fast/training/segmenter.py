@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,7 +19,10 @@ from ..data.few import few_masks
 from ..data.voc import VocFolder
 from ..data.windows import WindowItem, build_items, read_list, write_list
 from ..evaluate import evaluate
+from ..folding import fold_image_part
+from ..image_part import ImagePart
 from ..images import write_atomic
+from ..info import cpu_isa
 from ..network import DecoupledNet
 from .bn import reestimate
 from .classifier import check_classes, data_identity
@@ -71,7 +75,7 @@ def train_segmenter(
         )  # fmt: skip
 
     def validate() -> dict[str, float]:
-        _reestimate(run, items_of)
+        _reestimate(run, items_of, frozen)
         result = evaluate(model, folder, val_split)
         train_only(model, modules)
         return {"mean_iu": result.mean_iu}
@@ -82,7 +86,7 @@ def train_segmenter(
         model=model,
         optimizer=build_optimizer(modules, recipe),
         items=items_of(recipe, recipe.seed),
-        loss=lambda batch: segmentation_loss(training_scores(model, batch), batch["target"]),
+        loss=lambda batch: segmentation_loss(training_scores(model, batch, frozen), batch["target"]),
         out=out,
         identity={
             "network": model.config.to_dict(),
@@ -95,8 +99,9 @@ def train_segmenter(
         progress=progress,
         description="stage 2: segmenter",
     )
+    frozen = frozen_part(model, run.half)
     run.train(resume)
-    _reestimate(run, items_of)
+    _reestimate(run, items_of, frozen)
     model.eval().requires_grad_(True)
     metadata: dict[str, Any] = {"stage": "segmenter", "recipe": recipe.to_dict()}
     if validates:
@@ -117,19 +122,47 @@ def _digest(*modules: torch.nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-def training_scores(model: DecoupledNet, batch: Batch) -> Tensor:
-    """Seg-scores ``[P,2,S,S]`` of a batch of items, one pass each.
+class Frozen(NamedTuple):
+    """What encoder, head and class map give for a batch of items, out of any graph."""
 
-    The label vector holds the max-pooled sigmoid scores times the item's subset (SPEC section 8). Encoder, head and
-    class map are frozen and kept out of the graph.
-    """
-    with torch.no_grad():
-        data = batch["data"].contiguous(memory_format=torch.channels_last)
-        features, head = model.encode(data)
-        passes = torch.arange(len(data), device=data.device)
-        class_map = model.head.class_map(head, head.max_scores * batch["subset"].to(data), passes)
-    joined = model.bridge(features.pool5, class_map)
-    return model.decoder(joined, features.switches, None, model.ops)
+    pool5: Tensor  # [P,C5,M,M]
+    class_map: Tensor  # [P,C5,M,M], of the max-pooled sigmoid scores times the item's subset (SPEC section 8)
+    switches: tuple[Tensor, ...]
+
+
+@torch.no_grad()
+def frozen_plain(model: DecoupledNet, data: Tensor, subset: Tensor) -> Frozen:
+    """data ``[P,3,S,S]``, subset ``[P,L]`` through the frozen part of the network as it is."""
+    features, head = model.encode(data.contiguous(memory_format=torch.channels_last))
+    passes = torch.arange(len(data), device=data.device)
+    class_map = model.head.class_map(head, head.max_scores * subset.to(data), passes)
+    return Frozen(features.pool5, class_map, features.switches)
+
+
+@torch.no_grad()
+def frozen_fast(part: ImagePart, data: Tensor, subset: Tensor) -> Frozen:
+    """The same by the fused ops."""
+    encoded = part.encode(data)
+    class_map = part.class_maps(encoded, encoded.max_scores * subset.to(encoded.score_map))
+    return Frozen(encoded.pool5.to(data), class_map.to(data), encoded.switches)
+
+
+def frozen_part(model: DecoupledNet, half: bool) -> Callable[[Tensor, Tensor], Frozen]:
+    """The frozen part of `model` as a function of data and subset: on the CPU folded once and run by the fused ops."""
+    if next(model.parameters()).device.type != "cpu" or min(model.config.widths) < 4:
+        return functools.partial(frozen_plain, model)
+    dtype = torch.bfloat16 if half else torch.float32
+    weights = fold_image_part(model, dtype, cpu_isa() or "plain")
+    return functools.partial(frozen_fast, ImagePart(model.config, weights, dtype, ops))
+
+
+def training_scores(
+    model: DecoupledNet, batch: Batch, frozen: Callable[[Tensor, Tensor], Frozen] | None = None
+) -> Tensor:
+    """Seg-scores ``[P,2,S,S]`` of a batch of items, one pass each; `frozen` by :func:`frozen_part`, or the plain."""
+    fixed = (frozen or functools.partial(frozen_plain, model))(batch["data"], batch["subset"])
+    joined = model.bridge(fixed.pool5, fixed.class_map)
+    return model.decoder(joined, fixed.switches, None, model.ops)
 
 
 def _windows(
@@ -155,14 +188,16 @@ def _write_windows(out: Path, folder: VocFolder, ids: list[str], windows: list[W
         write_atomic(out / "masks.txt", "".join(f"{name}\n" for name in ids).encode())
 
 
-def _reestimate(run: Run, items_of: Callable[[Recipe, int], SegmentationItems]) -> None:
+def _reestimate(
+    run: Run, items_of: Callable[[Recipe, int], SegmentationItems], frozen: Callable[[Tensor, Tensor], Frozen]
+) -> None:
     """101 augmented batches of 16 that no solver step has seen: the stream of another seed."""
     recipe = run.recipe
     plan = dataclasses.replace(recipe, iterations=recipe.bn_batches, batch=recipe.bn_batch, accumulate=1)
     reestimate(
         run.model,
         batches_from(items_of(plan, recipe.seed + 1), plan, 0, run.workers),
-        lambda batch: training_scores(run.model, {name: value.to(run.device) for name, value in batch.items()}),
+        lambda batch: training_scores(run.model, {name: value.to(run.device) for name, value in batch.items()}, frozen),
     )
 
 
