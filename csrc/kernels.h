@@ -31,6 +31,14 @@ using Stream = CUstream_st*;
 int max_pool2x2(const MaxPool2x2Params& p, Stream stream);
 int max_unpool2x2(const MaxUnpool2x2Params& p, Stream stream);
 int gather2x2(const Gather2x2Params& p, Stream stream);
+int conv3x3(const Conv3x3Params& p, Stream stream);
+int class_gate(const ClassGateParams& p, Stream stream);
+int merge_scores(const MergeScoresParams& p, Stream stream);
+
+// What the caller must allocate for the above on the current device; -1 where they would refuse p.
+int64_t conv3x3_workspace_bytes(const Conv3x3Params& p);
+int64_t class_gate_workspace_bytes(const ClassGateParams& p);
+int64_t merge_scores_workspace_bytes(const MergeScoresParams& p);
 
 const char* error_text(int error);
 // True when `error` means that the library holds no code for this GPU.

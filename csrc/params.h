@@ -57,7 +57,8 @@ struct Gather2x2Params {
 // How the weights of a 3x3 convolution lie (ddn_fast/packing.py): I, O channels in blocks of 32, T taps (9, or 1 where
 // the 27 values under the kernel are one block).
 enum class Conv3x3Layout {
-  pairs,     // [O/32,I/32,T,2,16,16,2] bfloat16: half of the out block, pair of inputs, output, input of the pair
+  pairs,     // [O/32,I/32,T,2,16,16,2] bfloat16: half of the out block, pair of inputs, output, input of the pair;
+             // CUDA has this one only, and in float16 too
   direct,    // [O/32,I/32,T,32,32] float32: input, output
   winograd,  // [O/32,6,6,I/32,32,32] float32: transformed kernel, input, output
 };
@@ -77,7 +78,7 @@ struct Conv3x3Params {
   const int64_t* image_of_pass;  // [N], each in 0..B-1; null: map n uses image n
   const Conv3x3Layer* layers;    // [layer_count], each taking what the one before gives
   int64_t layer_count;           // at least 1
-  Dtype dtype;                   // of x and y: float32 or bfloat16
+  Dtype dtype;                   // of x and y: float32 or bfloat16; on CUDA bfloat16 or float16
   int64_t maps;                  // N
   int64_t height;                // H, even where something is pooled or unpooled
   int64_t width;                 // W, likewise
@@ -86,6 +87,8 @@ struct Conv3x3Params {
   float* score;                  // [N,H,W] or null
   const float* score_weight;     // [O]
   const float* score_bias;       // [1]
+  int64_t images;                // B; used by CUDA only, as what follows
+  void* workspace;               // as many bytes as conv3x3_workspace_bytes says, at a 256-byte boundary
 };
 
 struct DenseParams {
@@ -120,6 +123,8 @@ struct ClassGateParams {
   int64_t places;           // A
   int64_t inputs;           // K
   int64_t pairs;            // Q
+  int64_t images;           // B; used by CUDA only, as what follows
+  void* workspace;          // as many bytes as class_gate_workspace_bytes says, at a 256-byte boundary
 };
 
 struct MergeScoresParams {
@@ -131,6 +136,7 @@ struct MergeScoresParams {
   int64_t square;          // to which maps are resized
   int64_t height;          // h, of which this is kept
   int64_t width;           // w
+  void* workspace;         // CUDA only: as many bytes as merge_scores_workspace_bytes says, at a 256-byte boundary
 };
 
 }  // namespace ddn

@@ -16,7 +16,7 @@ import torch
 from . import reference
 from .errors import InputError
 
-CUDA_OPS = ("max_pool2x2", "max_unpool2x2", "gather2x2")  # the others have no CUDA kernel yet
+CUDA_OPS = reference.OPS  # all of them: dense is the vendor library's, by way of torch
 
 _DISTRIBUTIONS = {
     "torch": ("torch",),

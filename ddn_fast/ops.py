@@ -5,9 +5,10 @@ are channels_last. Switches are ``[B,h,w,ceil(C/4)]`` uint8 (see :mod:`ddn_fast.
 not. Every op is deterministic and works under ``torch.compile``.
 
 Pooling and unpooling take float32, float64, bfloat16 and float16, run on CPU and, where it was built, on CUDA, and can
-be differentiated any number of times. The others are for inference, float32 or bfloat16 (:func:`merge_scores`: float32
-or float64), and run on the CPU: backward through them raises RuntimeError. They use the best of the machine's
-instruction sets, up to the one that the environment variable ``DDN_MAX_CPU_ISA`` names (see ``ddn-fast info``).
+be differentiated any number of times. The others are for inference: backward through them raises RuntimeError. They
+take float32 or bfloat16 (:func:`merge_scores`: float32 or float64; the convolutions on CUDA: bfloat16 or float16, with
+weights of that dtype in the pairs layout). On the CPU they use the best of the machine's instruction sets, up to the
+one that the environment variable ``DDN_MAX_CPU_ISA`` names (see ``ddn-fast info``).
 
 A wrong argument raises ``RuntimeError`` with a message "op: argument must be WANTED, got GOT", as torch's own ops do.
 
@@ -185,6 +186,13 @@ def _check_float(op: str, **tensors: Tensor) -> None:
         )
 
 
+def _check_stage_dtype(op: str, x: Tensor) -> None:
+    wanted, names = (torch.float32, torch.bfloat16), "Float or BFloat16"
+    if x.is_cuda:
+        wanted, names = (torch.bfloat16, torch.float16), "BFloat16 or Half on CUDA"
+    torch._check(x.dtype in wanted, lambda: f"{op}: x must be {names}, got {x.dtype}")
+
+
 def _check_shape(op: str, name: str, tensor: Tensor, wanted: list[int]) -> None:
     torch._check(list(tensor.shape) == wanted, lambda: f"{op}: {name} must be {wanted}, got {list(tensor.shape)}")
 
@@ -224,7 +232,7 @@ def _stage_size(
 ) -> tuple[int, int, int]:
     """Channels, height and width of what a stage's last layer gives."""
     _check_map(op, x)
-    _check_float(op, x=x)
+    _check_stage_dtype(op, x)
     torch._check(
         len(weights) == len(biases) and len(weights) > 0,
         lambda: f"{op}: weights and biases must be of as many layers, at least 1, got {len(weights)} and {len(biases)}",
@@ -278,15 +286,32 @@ def _conv3x3_score_fake(
     return x.new_empty(x.shape[0], height, width, dtype=torch.float32)
 
 
-@torch.library.register_fake("ddn_fast::dense")
-def _dense_fake(x: Tensor, weight: Tensor, bias: Tensor | None = None, relu: bool = False) -> Tensor:
+def _check_dense(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     _check_float("dense", x=x, weight=weight)
     torch._check(weight.dim() == 2, lambda: f"dense: weight must be [N,K], got {list(weight.shape)}")
     outputs, inputs = weight.shape
     torch._check(x.dim() == 2 and x.shape[1] == inputs, lambda: f"dense: x must be [M,{inputs}], got {list(x.shape)}")
     if bias is not None:
         _check_shape("dense", "bias", bias, [outputs])
-    return x.new_empty(x.shape[0], outputs, dtype=torch.float32)
+
+
+@torch.library.register_fake("ddn_fast::dense")
+def _dense_fake(x: Tensor, weight: Tensor, bias: Tensor | None = None, relu: bool = False) -> Tensor:
+    _check_dense(x, weight, bias)
+    return x.new_empty(x.shape[0], weight.shape[0], dtype=torch.float32)
+
+
+@torch.library.register_kernel("ddn_fast::dense", "cuda")
+def _dense_cuda(x: Tensor, weight: Tensor, bias: Tensor | None = None, relu: bool = False) -> Tensor:
+    # a plain product of matrices: the vendor library is at the floor of what memory allows
+    _check_dense(x, weight, bias)
+    if weight.dtype == torch.float32:
+        y = x.float() @ weight.T
+    else:
+        y = torch.mm(x.to(weight.dtype), weight.T, out_dtype=torch.float32)
+    if bias is not None:
+        y += bias
+    return y.relu_() if relu else y
 
 
 @torch.library.register_fake("ddn_fast::class_gate")

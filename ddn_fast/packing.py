@@ -4,6 +4,8 @@ Channels are padded with zeros to blocks of 32. Three layouts; which one a kerne
 
 pairs     ``[O/32, C/32, T, 2, 16, 16, 2]`` bfloat16: out block, in block, tap, half of the out block, pair of inputs,
           output, input of the pair. One ``[16,16,2]`` is what a bfloat16 dot product instruction wants: a tile of AMX.
+          The only layout on CUDA, there in float16 too: a 32-bit word, one pair of one output, is what its matrix
+          instruction wants of each thread, and 16 bytes are those of four instructions.
 direct    ``[O/32, C/32, T, 32, 32]`` float32: out block, in block, tap, input, output.
 winograd  ``[O/32, 6, 6, C/32, 32, 32]`` float32: ``G g G^T`` of F(4x4, 3x3), for a quarter of the multiplications
           (Lavin and Gray, 2016); out block, row and column of the transformed kernel, in block, input, output.
@@ -71,7 +73,8 @@ def conv3x3_layout(dtype: torch.dtype, isa: str, in_channels: int, pooled: bool)
 def pack_conv3x3(weight: Tensor, layout: Layout, dtype: torch.dtype = torch.float32) -> Tensor:
     """weight ``[O,C,3,3]`` of a convolution, any floating dtype, to `layout`. The first layer has no winograd layout.
 
-    `dtype` is that of the direct and winograd layouts; kernels take float32, the plain formulas float64 too.
+    `dtype` is that of the direct and winograd layouts; kernels take float32, the plain formulas float64 too. The pairs
+    layout is float16 where `dtype` is, else bfloat16.
     """
     if weight.dim() != 4 or tuple(weight.shape[2:]) != (3, 3) or not weight.is_floating_point():
         raise InputError(f"weight: wanted floating [O,C,3,3], got {weight.dtype} {list(weight.shape)}")
@@ -90,7 +93,8 @@ def pack_conv3x3(weight: Tensor, layout: Layout, dtype: torch.dtype = torch.floa
         return blocks.permute(3, 1, 0, 2, 4).to(dtype).contiguous()
     if layout == "pairs":
         halves = blocks.unflatten(4, (2, 16)).unflatten(2, (16, 2))  # [T,C/32,16,2,O/32,2,16]
-        return halves.permute(4, 1, 0, 5, 2, 6, 3).bfloat16().contiguous()
+        narrow = torch.float16 if dtype == torch.float16 else torch.bfloat16
+        return halves.permute(4, 1, 0, 5, 2, 6, 3).to(narrow).contiguous()
     raise InputError(f"layout: wanted 'pairs', 'direct' or 'winograd', got {layout!r}")
 
 

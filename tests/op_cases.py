@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ddn_fast.packing import pack_conv3x3
+from ddn_fast.packing import Layout, pack_conv3x3
 from ddn_fast.plan import passes_of
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -190,7 +190,9 @@ class Conv3x3(NamedTuple):
         pairs = tuple(zip(self.channels, self.channels[1:], strict=False))
         scale = [(9 * inputs / 2) ** -0.5 for inputs, _ in pairs]
         plain = [torch.randn(o, i, 3, 3, generator=generator) * s for (i, o), s in zip(pairs, scale, strict=True)]
-        weights = [pack_conv3x3(weight, "pairs" if dtype == torch.bfloat16 else "direct") for weight in plain]
+        layout: Layout = "pairs" if dtype.itemsize == 2 else "direct"
+        packed = torch.float16 if dtype == torch.float16 else torch.float32
+        weights = [pack_conv3x3(weight, layout, packed) for weight in plain]
         biases = [torch.randn(outputs, generator=generator) for outputs in self.channels[1:]]
         half = 2 if self.images else 1
         x = torch.randn(self.maps, self.channels[0], self.height // half, self.width // half, generator=generator)

@@ -110,6 +110,13 @@ def test_packing_is_undone_by_unpacking(layout: Layout, channels: tuple[int, int
     assert error(found, wanted) <= (1e-6 if layout == "winograd" else 0)
 
 
+def test_pairs_layout_is_float16_where_that_is_asked_for() -> None:
+    weight = torch.randn(33, 40, 3, 3)
+    packed = pack_conv3x3(weight, "pairs", torch.float16)
+    assert packed.dtype == torch.float16
+    assert torch.equal(unpack_conv3x3(packed, 33, 40), weight.half().double())
+
+
 def test_packed_padding_is_zero() -> None:
     for layout in LAYOUTS:
         packed = pack_conv3x3(torch.ones(5, 4, 3, 3), layout)

@@ -3,9 +3,9 @@
 #include "cpu/merge_scores.h"
 
 #include <algorithm>
-#include <cmath>
 #include <vector>
 
+#include "bicubic.h"
 #include "cpu/merge_rows.h"
 #include "cpu/variants.h"
 
@@ -19,41 +19,19 @@ void merge_rows_of(const MergeScoresParams& p, const Taps& taps, int64_t begin, 
 
 namespace {
 
-double cubic(double x) {
-  x = std::abs(x);
-  if (x <= 1) return (1.5 * x - 2.5) * x * x + 1;
-  return x <= 2 ? ((-0.5 * x + 2.5) * x - 4) * x + 2 : 0;
-}
-
 struct Table {
   int64_t taps;
   std::vector<int64_t> index;
   std::vector<double> weight;
 };
 
-// Pixel centres lie at half-integers; the kernel is stretched where the axis shrinks; weights sum to 1; beyond the
-// edges the signal is mirrored. As resize_taps of ddn_fast/images.py.
 Table bicubic_table(int64_t size_in, int64_t size_out, int64_t count) {
-  if (size_in == size_out) {
-    Table same{.taps = 1, .index = {}, .weight = std::vector<double>(static_cast<size_t>(count), 1.0)};
-    for (int64_t i = 0; i < count; ++i) same.index.push_back(i);
-    return same;
-  }
-  const double scale = static_cast<double>(size_out) / static_cast<double>(size_in), shrink = std::min(scale, 1.0);
-  const double reach = 2 / shrink;
-  Table table{.taps = static_cast<int64_t>(std::floor(2 * reach)) + 1, .index = {}, .weight = {}};
-  for (int64_t i = 0; i < count; ++i) {
-    const double centre = (static_cast<double>(i) + 0.5) / scale - 0.5;
-    const int64_t first = static_cast<int64_t>(std::ceil(centre - reach));  // outside it the kernel is 0
-    double sum = 0;
-    for (int64_t t = 0; t < table.taps; ++t) {
-      const int64_t mirrored = ((first + t) % (2 * size_in) + 2 * size_in) % (2 * size_in);
-      table.index.push_back(mirrored < size_in ? mirrored : 2 * size_in - 1 - mirrored);
-      table.weight.push_back(cubic(shrink * (centre - static_cast<double>(first + t))));
-      sum += table.weight.back();
-    }
-    for (int64_t t = 0; t < table.taps; ++t) table.weight[static_cast<size_t>(i * table.taps + t)] /= sum;
-  }
+  const Bicubic filter{size_in, size_out};
+  Table table{.taps = filter.taps(), .index = {}, .weight = {}};
+  table.index.resize(static_cast<size_t>(count * table.taps));
+  table.weight.resize(table.index.size());
+  for (int64_t i = 0; i < count; ++i)
+    filter.fill(i, table.index.data() + i * table.taps, table.weight.data() + i * table.taps);
   return table;
 }
 

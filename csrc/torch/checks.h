@@ -49,12 +49,13 @@ inline void check_dtype(const char* op, const char* name, const Tensor& t, Scala
          torch::headeronly::toString(t.scalar_type()));
 }
 
-inline void check_same_device(const char* op, const char* name, const Tensor& t, const Tensor& x) {
+inline void check_same_device(const char* op, const char* name, const Tensor& t, const Tensor& x,
+                              const char* name_of_x = "x") {
   const auto device = [](const Tensor& of) {
     std::string kind = of.is_cpu() ? "cpu" : of.is_cuda() ? "cuda:" : "another kind:";
     return of.is_cpu() ? kind : kind + std::to_string(of.get_device_index());
   };
-  if (device(t) != device(x)) fail(op, name, " must be on ", device(x), " where x is, got ", device(t));
+  if (device(t) != device(x)) fail(op, name, " must be on ", device(x), " where ", name_of_x, " is, got ", device(t));
 }
 
 // x is a map [N,C,H,W] of a floating dtype the kernels have, with no empty axis but N.

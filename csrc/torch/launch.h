@@ -88,16 +88,25 @@ void run_on_cuda(const char* op, int (*kernel)(const Params&, cuda::Stream), con
 #endif
 }
 
+// The same for a kernel that wants a workspace: bytes_of(p) bytes, which live until what is enqueued here has run.
+template <class Params>
+void run_on_cuda(const char* op, int (*kernel)(const Params&, cuda::Stream), int64_t (*bytes_of)(const Params&),
+                 Params p, const Tensor& x) {
+  Tensor workspace;
+  if (bytes_of) {
+    const int64_t bytes = bytes_of(p);
+    if (bytes < 0) fail(op, "x must be of sizes whose products fit 32-bit integers, got ", text(shape_of(x)));
+    workspace = empty(x, {bytes}, ScalarType::Byte);
+    p.workspace = workspace.mutable_data_ptr();
+  }
+  run_on_cuda<Params>(op, kernel, p, x);
+}
+
 #ifdef DDN_WITH_CUDA
 #define DDN_CUDA_KERNEL(name) (&cuda::name)
 #else
 #define DDN_CUDA_KERNEL(name) nullptr
 #endif
-
-// For an op whose CUDA kernel is still to come: its key is registered all the same, so that the message says so.
-[[noreturn]] inline void no_cuda_kernel(const char* op) {
-  fail(op, "x is a CUDA tensor, and this op has no CUDA kernel yet");
-}
 
 // switches fit `images` images of pooled h x w maps, and image_of_pass (if any) sends every pass to one of them.
 inline void check_switches(const char* op, const Tensor& x, int64_t rows, int64_t columns, const Tensor& switches,

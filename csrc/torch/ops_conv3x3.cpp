@@ -15,7 +15,9 @@ Conv3x3Layout layout_of(const char* op, size_t layer, const Tensor& weight, int6
   const int64_t taps = 9 * in <= kBlock ? 1 : 9, rows = taps == 1 ? 1 : blocks_of(in), columns = blocks_of(out);
   const std::vector<int64_t> shape = shape_of(weight);
   const bool floats = weight.scalar_type() == ScalarType::Float;
-  if (weight.scalar_type() == ScalarType::BFloat16 && shape == std::vector<int64_t>{columns, rows, taps, 2, 16, 16, 2})
+  const bool halves = weight.scalar_type() == ScalarType::Half && weight.is_cuda();
+  if ((weight.scalar_type() == ScalarType::BFloat16 || halves) &&
+      shape == std::vector<int64_t>{columns, rows, taps, 2, 16, 16, 2})
     return Conv3x3Layout::pairs;
   if (floats && shape == std::vector<int64_t>{columns, rows, taps, kBlock, kBlock}) return Conv3x3Layout::direct;
   if (floats && taps == 9 && shape == std::vector<int64_t>{columns, 6, 6, rows, kBlock, kBlock})
@@ -37,16 +39,17 @@ struct Stage {
   Stage(const char* op, const Tensor& x_any, const std::vector<Tensor>& weights, const std::vector<Tensor>& biases,
         const std::optional<Tensor>& switches_any, const std::optional<Tensor>& image_of_pass_any)
       : op(op), dtype(check_map(op, x_any)), x(x_any) {
-    if (x_any.is_cuda()) no_cuda_kernel(op);
-    if (dtype != Dtype::float32 && dtype != Dtype::bfloat16)
-      fail(op, "x must be Float or BFloat16, got ", torch::headeronly::toString(x_any.scalar_type()));
+    if (x_any.is_cuda() ? dtype != Dtype::bfloat16 && dtype != Dtype::float16
+                        : dtype != Dtype::float32 && dtype != Dtype::bfloat16)
+      fail(op, "x must be ", x_any.is_cuda() ? "BFloat16 or Half on CUDA" : "Float or BFloat16", ", got ",
+           torch::headeronly::toString(x_any.scalar_type()));
     x = channels_last(x_any);
     height = x.size(2), width = x.size(3);
     if (switches_any) {
       check_switches(op, x, height, width, *switches_any, image_of_pass_any);
       switches = torch::stable::contiguous(*switches_any);
       image_of_pass = contiguous(image_of_pass_any);
-      check_range(op, indices_of(image_of_pass), x.size(0), switches->size(0));
+      if (x.is_cpu()) check_range(op, indices_of(image_of_pass), x.size(0), switches->size(0));
       height *= 2, width *= 2;
     } else if (image_of_pass_any) {
       fail(op, "image_of_pass must be None where switches are, got a tensor");
@@ -68,9 +71,14 @@ struct Stage {
         fail(op, name, " must be [O] with O at least 1, got ", text(shape_of(biases[l])));
       const int64_t out = biases[l].size(0);
       const Conv3x3Layout layout = layout_of(op, l, weights[l], channels, out);
+      if (x.is_cuda() && (layout != Conv3x3Layout::pairs || weights[l].scalar_type() != x.scalar_type()))
+        fail(op, "weights[", l, "] must be in the pairs layout and of x's dtype on CUDA, got ",
+             torch::headeronly::toString(weights[l].scalar_type()), " ", text(shape_of(weights[l])));
       if (l > 0 && 9 * channels <= kBlock)
         fail(op, "weights[", l, "] must have at least 4 input channels, got ", channels);
       kept.push_back(torch::stable::contiguous(weights[l]));
+      if (x.is_cuda() && reinterpret_cast<uintptr_t>(kept.back().const_data_ptr()) % 16)  // what its copies ask for
+        kept.back() = torch::stable::clone(kept.back());
       kept.push_back(torch::stable::contiguous(biases[l]));
       layers.push_back({kept[kept.size() - 2].const_data_ptr(), static_cast<const float*>(kept.back().const_data_ptr()),
                         layout, channels, out});
@@ -95,7 +103,15 @@ struct Stage {
     p.maps = x.size(0);
     p.height = height;
     p.width = width;
+    p.images = switches ? switches->size(0) : 0;
     return p;
+  }
+
+  void run(const Conv3x3Params& p) const {
+    if (x.is_cpu())
+      cpu::conv3x3(p, torch_threads());
+    else
+      run_on_cuda<Conv3x3Params>(op, DDN_CUDA_KERNEL(conv3x3), DDN_CUDA_KERNEL(conv3x3_workspace_bytes), p, x);
   }
 };
 
@@ -103,11 +119,12 @@ using Tensors = std::vector<Tensor>;
 
 Tensor conv3x3(const Tensor& x, const Tensors& weights, const Tensors& biases, const std::optional<Tensor>& switches,
                const std::optional<Tensor>& image_of_pass) {
+  const auto on_device = guard(x);
   const Stage stage("conv3x3", x, weights, biases, switches, image_of_pass);
   Tensor y = empty_map(stage.x, {stage.x.size(0), stage.out_channels(), stage.height, stage.width});
   Conv3x3Params p = stage.params();
   p.y = y.mutable_data_ptr();
-  cpu::conv3x3(p, torch_threads());
+  stage.run(p);
   return y;
 }
 
@@ -115,6 +132,7 @@ std::tuple<Tensor, Tensor> conv3x3_max_pool2x2(const Tensor& x, const Tensors& w
                                                const std::optional<Tensor>& switches,
                                                const std::optional<Tensor>& image_of_pass) {
   constexpr const char* op = "conv3x3_max_pool2x2";
+  const auto on_device = guard(x);
   const Stage stage(op, x, weights, biases, switches, image_of_pass);
   if (stage.height % 2 || stage.width % 2) fail(op, "x must have an even height and width, got ", text(shape_of(x)));
   const int64_t maps = stage.x.size(0), h = stage.height / 2, w = stage.width / 2, channels = stage.out_channels();
@@ -123,7 +141,7 @@ std::tuple<Tensor, Tensor> conv3x3_max_pool2x2(const Tensor& x, const Tensors& w
   Conv3x3Params p = stage.params();
   p.y = y.mutable_data_ptr();
   p.y_switches = static_cast<uint8_t*>(y_switches.mutable_data_ptr());
-  cpu::conv3x3(p, torch_threads());
+  stage.run(p);
   return {y, y_switches};
 }
 
@@ -131,6 +149,7 @@ Tensor conv3x3_score(const Tensor& x, const Tensors& weights, const Tensors& bia
                      const Tensor& score_bias, const std::optional<Tensor>& switches,
                      const std::optional<Tensor>& image_of_pass) {
   constexpr const char* op = "conv3x3_score";
+  const auto on_device = guard(x);
   const Stage stage(op, x, weights, biases, switches, image_of_pass);
   check_same_device(op, "score_weight", score_weight, x);
   check_same_device(op, "score_bias", score_bias, x);
@@ -144,7 +163,7 @@ Tensor conv3x3_score(const Tensor& x, const Tensors& weights, const Tensors& bia
   p.score = static_cast<float*>(score.mutable_data_ptr());
   p.score_weight = static_cast<const float*>(weight.const_data_ptr());
   p.score_bias = static_cast<const float*>(score_bias.const_data_ptr());
-  cpu::conv3x3(p, torch_threads());
+  stage.run(p);
   return score;
 }
 

@@ -18,7 +18,6 @@ std::vector<int64_t> check_sizes(const char* op, const char* name, const Tensor&
 
 Tensor dense(const Tensor& x_any, const Tensor& weight_any, const std::optional<Tensor>& bias_any, bool relu) {
   constexpr const char* op = "dense";
-  if (x_any.is_cuda()) no_cuda_kernel(op);
   const Dtype x_dtype = check_float_or_bfloat16(op, "x", x_any);
   const Dtype dtype = check_float_or_bfloat16(op, "weight", weight_any);
   check_same_device(op, "weight", weight_any, x_any);
@@ -62,7 +61,6 @@ Tensor class_gate(const Tensor& cls_weight_any, const Tensor& fc7_weight_any, co
                   const Tensor& fc6_any, const Tensor& fc7_any, const Tensor& position_any, const Tensor& image_any,
                   const Tensor& label_any) {
   constexpr const char* op = "class_gate";
-  if (cls_weight_any.is_cuda()) fail(op, "cls_weight is a CUDA tensor, and this op has no CUDA kernel yet");
   const std::vector<int64_t> cls = check_sizes(op, "cls_weight", cls_weight_any, "[L,F]", {-1, -1});
   const int64_t labels = cls[0], features = cls[1];
   check_shape(op, "fc7_weight", fc7_weight_any, {features, features});
@@ -77,8 +75,7 @@ Tensor class_gate(const Tensor& cls_weight_any, const Tensor& fc7_weight_any, co
   const std::pair<const char*, const Tensor*> others[] = {
       {"fc7_weight", &fc7_weight_any}, {"fc6_weight", &fc6_weight_any}, {"fc6", &fc6_any},    {"fc7", &fc7_any},
       {"position", &position_any},     {"image", &image_any},           {"label", &label_any}};
-  for (const auto& [name, tensor] : others)
-    if (!tensor->is_cpu()) fail(op, name, " must be on cpu where cls_weight is");
+  for (const auto& [name, tensor] : others) check_same_device(op, name, *tensor, cls_weight_any, "cls_weight");
   const Dtype dtype = check_float_or_bfloat16(op, "fc7_weight", fc7_weight_any);
   check_dtype(op, "fc6_weight", fc6_weight_any, fc7_weight_any.scalar_type());
   const Dtype cls_dtype = check_float_or_bfloat16(op, "cls_weight", cls_weight_any);
@@ -86,13 +83,16 @@ Tensor class_gate(const Tensor& cls_weight_any, const Tensor& fc7_weight_any, co
   const Dtype fc7_dtype = check_float_or_bfloat16(op, "fc7", fc7_any);
   for (const auto& [name, tensor] : {others[4], others[5], others[6]}) check_dtype(op, name, *tensor, ScalarType::Long);
 
+  const auto on_device = guard(cls_weight_any);
   const auto dense_of = [](const Tensor& t) { return torch::stable::contiguous(t); };
   const Tensor cls_weight = dense_of(cls_weight_any), fc7_weight = dense_of(fc7_weight_any),
                fc6_weight = dense_of(fc6_weight_any), fc6 = dense_of(fc6_any), fc7 = dense_of(fc7_any),
                position = dense_of(position_any), image = dense_of(image_any), label = dense_of(label_any);
-  check_indices(op, "position", position, grid[1]);
-  check_indices(op, "image", image, grid[0]);
-  check_indices(op, "label", label, labels);
+  if (cls_weight.is_cpu()) {  // on CUDA the kernel checks: reading the values here would wait for the device
+    check_indices(op, "position", position, grid[1]);
+    check_indices(op, "image", image, grid[0]);
+    check_indices(op, "label", label, labels);
+  }
 
   Tensor y = empty(cls_weight, {image.numel(), inputs}, ScalarType::Float);
   const ClassGateParams p{
@@ -114,8 +114,14 @@ Tensor class_gate(const Tensor& cls_weight_any, const Tensor& fc7_weight_any, co
       .places = grid[1],
       .inputs = inputs,
       .pairs = image.numel(),
+      .images = grid[0],
+      .workspace = nullptr,
   };
-  cpu::class_gate(p, torch_threads());
+  if (cls_weight.is_cpu())
+    cpu::class_gate(p, torch_threads());
+  else
+    run_on_cuda<ClassGateParams>(op, DDN_CUDA_KERNEL(class_gate), DDN_CUDA_KERNEL(class_gate_workspace_bytes), p,
+                                 cls_weight);
   return y;
 }
 
@@ -134,7 +140,7 @@ STABLE_TORCH_LIBRARY_IMPL(ddn_fast, CPU, m) {
   m.impl("class_gate", TORCH_BOX(&ddn::class_gate));
 }
 
+// dense on CUDA is the vendor library's, by way of torch: ddn_fast/ops.py registers it.
 STABLE_TORCH_LIBRARY_IMPL(ddn_fast, CUDA, m) {
-  m.impl("dense", TORCH_BOX(&ddn::dense));
   m.impl("class_gate", TORCH_BOX(&ddn::class_gate));
 }

@@ -6,7 +6,6 @@ namespace {
 
 Tensor merge_scores(const Tensor& difference_any, int64_t classes, int64_t square, std::vector<int64_t> crop) {
   constexpr const char* op = "merge_scores";
-  if (difference_any.is_cuda()) fail(op, "difference is a CUDA tensor, and this op has no CUDA kernel yet");
   const ScalarType type = difference_any.scalar_type();
   if (type != ScalarType::Float && type != ScalarType::Double)
     fail(op, "difference must be Float or Double, got ", torch::headeronly::toString(type));
@@ -18,6 +17,7 @@ Tensor merge_scores(const Tensor& difference_any, int64_t classes, int64_t squar
   if (square < 1) fail(op, "square must be at least 1, got ", square);
   if (crop.size() != 2 || crop[0] < 1 || crop[1] < 1 || crop[0] > square || crop[1] > square)
     fail(op, "crop must be [h,w], each in 1..", square, ", got ", text(crop));
+  const auto on_device = guard(difference_any);
   const Tensor difference = torch::stable::contiguous(difference_any);
 
   Tensor y = empty(difference, crop, ScalarType::Byte);
@@ -30,8 +30,13 @@ Tensor merge_scores(const Tensor& difference_any, int64_t classes, int64_t squar
       .square = square,
       .height = crop[0],
       .width = crop[1],
+      .workspace = nullptr,
   };
-  cpu::merge_scores(p, torch_threads());
+  if (difference.is_cpu())
+    cpu::merge_scores(p, torch_threads());
+  else
+    run_on_cuda<MergeScoresParams>(op, DDN_CUDA_KERNEL(merge_scores), DDN_CUDA_KERNEL(merge_scores_workspace_bytes), p,
+                                   difference);
   return y;
 }
 
