@@ -83,7 +83,8 @@ def main() -> int:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder  # a first call that compiles, on every run
         if arguments.memory:
             report = json.loads(path.read_text()) if path.is_file() else _report(arguments)
-            report["memory"] = {name: _in_own_process(name, arguments) for name in arguments.rivals}
+            peaks = {name: _in_own_process(name, arguments) for name in arguments.rivals}
+            report["memory"] = report.get("memory", {}) | peaks
         else:
             report = measure(arguments)
     write_atomic(path, (json.dumps(report, indent=1) + "\n").encode())

@@ -113,7 +113,9 @@ def gate_group(setting: Setting, labels: int, share: float, dtype: torch.dtype) 
         g7 = cls[label] * (fc7[image, at] > 0)
         return torch.mm(torch.mm(g7, w7) * (fc6[image, at] > 0), w6)
 
-    transposed = setting.cold(lambda: (fc7_weight.t().contiguous(), fc6_weight.t().contiguous()), size_of(fc6_weight))
+    transposed = setting.cold(
+        lambda: (fc7_weight.t().contiguous(), fc6_weight.t().contiguous()), size_of(fc7_weight, fc6_weight)
+    )
 
     def skinny_transposed() -> Tensor:
         w7, w6 = transposed()

@@ -45,8 +45,8 @@ class FastDecoupledNet(Segmenter):
     model  on the CPU; it is not changed, and changes of it later do not reach the engine. Batch normalisation acts as
            in eval mode
     dtype  of weights and maps. torch.bfloat16 (the default) for speed; torch.float32 for the labels of the plain
-           network in float32, but for pixels whose two best scores tie within rounding; torch.float64 where `ops`
-           takes it (the plain formulas do)
+           network, but where two scores, or two values of a pooling window, tie within float32's rounding;
+           torch.float64 where `ops` takes it (the plain formulas do)
     ops    where the ops come from: :mod:`ddn_fast.ops` (compiled, the default) or :mod:`ddn_fast.reference`
 
     Images are float32 ``[B,3,S,S]`` (float64 in a float64 engine), in any memory format. No gradient flows. The engine
@@ -71,12 +71,17 @@ class FastDecoupledNet(Segmenter):
         dtype = torch.bfloat16 if dtype is None else dtype
         if dtype not in (torch.bfloat16, torch.float32, torch.float64):
             raise InputError(f"dtype: wanted torch.bfloat16 or torch.float32, got {dtype!r}")
+        if dtype == torch.float64 and ops is None:
+            raise InputError("dtype: wanted torch.bfloat16 or torch.float32 with the compiled ops, got torch.float64")
         self.config = model.config
         self.dtype = dtype
         self.ops = importlib.import_module("ddn_fast.ops") if ops is None else ops
         self.isa = info.cpu_isa() or "plain"
         self._weights = fold(model, dtype, self.isa)
         self._images = ImagePart(model.config, self._weights.image_part, dtype, self.ops)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> FastDecoupledNet:
+        return self  # never written to: one serves all
 
     def __repr__(self) -> str:
         name = str(self.dtype).removeprefix("torch.")

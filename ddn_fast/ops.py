@@ -78,7 +78,8 @@ def conv3x3(
 
     x ``[N,C,H,W]``; with switches ``[B,h,w,ceil(C/4)]`` x is the pooled map ``[N,C,h,w]``, H = 2h, W = 2w, unpooled as
     in :func:`max_unpool2x2` while it is read (identity 8); image_of_pass ``[N]`` int64 as there. weights: of each
-    layer, packed by :mod:`ddn_fast.packing`; biases: ``[O]`` float32 each. Returns ``[N,O,H,W]`` in x's dtype.
+    layer, packed by :mod:`ddn_fast.packing`; biases: ``[O]`` float32 each. Returns ``[N,O,H,W]`` in x's dtype. At most
+    8 layers; all but the first, and that too where x is unpooled, take at least 4 channels.
     """
     return torch.ops.ddn_fast.conv3x3.default(x, weights, biases, switches, image_of_pass)
 
@@ -139,7 +140,8 @@ def class_gate(
     cls_weight ``[L,F]``, fc7_weight ``[F,F]``, fc6_weight ``[F,K]``: the head's forward weights, the last two of one
     dtype. fc6, fc7 ``[B,G*G,F]``: the head's activations after ReLU. position ``[B,L]`` int64 in 0..G*G-1. image, label
     ``[Q]`` int64: the pairs wanted. Returns ``[Q,K]`` float32, for y_l = 1. Only rows of weights that are on for one of
-    the pairs are read, once for up to four pairs; no result depends on which pairs stand beside it.
+    the pairs are read, once for up to four pairs; no result of finite weights depends on which pairs
+    stand beside it.
     """
     return torch.ops.ddn_fast.class_gate.default(cls_weight, fc7_weight, fc6_weight, fc6, fc7, position, image, label)
 

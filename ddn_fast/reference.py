@@ -137,9 +137,12 @@ def dense(x: Tensor, weight: Tensor, bias: Tensor | None = None, relu: bool = Fa
     """``x @ weight.T + bias``, then perhaps ReLU: fc6, fc7 and their kin as products of matrices.
 
     x ``[M,K]``, weight ``[N,K]``, bias ``[N]`` float32; returns ``[M,N]``, float32 at least. Values are rounded to
-    weight's dtype before they are multiplied and summed in float32.
+    weight's dtype before they are multiplied and summed in float32 (float64 stays as it is: an oracle).
     """
-    y = x.to(torch.promote_types(x.dtype, torch.float32)) @ weight.to(torch.promote_types(x.dtype, torch.float32)).T
+    wide = torch.promote_types(x.dtype, torch.float32)
+    if x.dtype != torch.float64:
+        x = x.to(weight.dtype)
+    y = x.to(wide) @ weight.to(wide).T
     if bias is not None:
         y = y + bias.to(y.dtype)
     return F.relu(y) if relu else y

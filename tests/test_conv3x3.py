@@ -42,6 +42,8 @@ STAGES = (
     Stage(1, (4, 5), 6, 10),
     Stage(2, (2, 7), 6, 4),
     Stage(0, (8, 8), 4, 4),
+    Stage(2, (5, 8, 6), 2, 18),
+    Stage(1, (36, 32), 34, 2),
     Stage(1, (24, 32, 40, 20), 130, 20),
 )
 
@@ -224,6 +226,20 @@ def test_result_depends_neither_on_threads_nor_on_the_batch(layout: Layout, rest
         assert torch.equal(found[0], torch.cat(one_by_one))
 
 
+@pytest.mark.parametrize("layers", [1, 3, 5, 8])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_rows_above_a_band_are_all_there(layout: Layout, layers: int, restore_threads: None) -> None:
+    """However many layers reach up from a band, to the map's own edge too; what scratch held before must not matter."""
+    case = make(Stage(1, (8,) * (layers + 1), 24, 24), layout)
+    poison = Case(torch.full((1, 8, 64, 64), torch.nan), case.weights, case.biases)
+    torch.set_num_threads(1)
+    wanted = ops.conv3x3(*case)
+    assert wanted.isfinite().all()
+    torch.set_num_threads(6)
+    ops.conv3x3(*poison)
+    assert torch.equal(ops.conv3x3(*case), wanted)
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_nan_and_infinity_reach_the_result(layout: Layout, isa: str) -> None:
     case = make(Stage(1, (8, 8), 12, 12), layout)
@@ -254,6 +270,13 @@ def test_transposed_convolution_is_packed_as_the_convolution_it_equals(isa: str)
     packed = pack_conv3x3(weight.flip(2, 3).transpose(0, 1), "direct")
     wanted = F.relu(F.conv_transpose2d(x.double(), weight.double(), padding=1))
     assert error(ops.conv3x3(x, [packed], [torch.zeros(20)]), wanted) < 1e-5
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_odd_sides_and_single_pixels(layout: Layout, isa: str) -> None:
+    for height, width in ((1, 1), (1, 9), (7, 1), (5, 7), (33, 3)):
+        case = make(Stage(2, (6, 9, 33), height, width), layout)
+        assert error(ops.conv3x3(*case), exact(case)) <= tolerance(case, layout)
 
 
 # wrong arguments

@@ -158,7 +158,8 @@ def test_every_layout_of_weights_works(layout: Any, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(folding, "conv3x3_layout", chosen)
     engines = [FastDecoupledNet(net, torch.bfloat16, namespace) for namespace in (reference, ops)]
     formulas, compiled = (engine.fast(40 * x.float(), labels, image_of_pass) for engine in engines)
-    assert (formulas - compiled).abs().mean() < 0.1
+    exact = FastDecoupledNet(net, torch.float32, reference).fast(40 * x.float(), labels, image_of_pass)
+    assert (compiled - exact).abs().mean() <= 1.5 * (formulas - exact).abs().mean() + 1e-3
 
 
 def test_a_layout_packs_for_every_dtype_and_instruction_set() -> None:
@@ -405,8 +406,8 @@ def test_memory_does_not_grow_over_batches(pictures: list[np.ndarray], one_threa
 
     run(40)
     start = resident_bytes()
-    run(200)
-    assert resident_bytes() - start < 12 * 2**20  # an x kept of each batch would be 24 MB
+    run(1000)
+    assert resident_bytes() - start < 12 * 2**20  # an x kept of each batch would be 120 MB
 
 
 def test_encode_and_decode_compile_whole() -> None:

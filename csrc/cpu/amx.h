@@ -27,6 +27,8 @@ inline void tile_configure() {
 }  // namespace ddn::cpu
 
 #define DDN_TILE_RELEASE() _tile_release()
+// What was written before it is in memory when tiles are loaded after it: gcc 12 does not know that loads read memory.
+#define DDN_TILE_FENCE() asm volatile("" ::: "memory")
 #define DDN_TILE_ZERO(tile) _tile_zero(tile)
 // 16 rows of 64 bytes, `stride` bytes apart (0: one row sixteen times)
 #define DDN_TILE_LOAD(tile, from, stride) _tile_loadd(tile, from, stride)

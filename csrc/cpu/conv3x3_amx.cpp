@@ -79,6 +79,7 @@ struct Unfinished {
 
 void tile_nine_taps(const TileJob& job, float* sums, const Unfinished& last) {
   alignas(64) char nowhere[64];
+  DDN_TILE_FENCE();
   DDN_LOAD_BIAS(job.bias);
   const BF16 *in = job.in, *weights = job.weights;
 #pragma GCC unroll 9
@@ -99,6 +100,7 @@ void tile_nine_taps(const TileJob& job, float* sums, const Unfinished& last) {
 }
 
 void tile_one_tap(const TileJob& job, float* sums, const Unfinished& last) {
+  DDN_TILE_FENCE();
   DDN_LOAD_BIAS(job.bias);
   DDN_MULTIPLY(job.in + job.offsets[0], job.weights);
   for (int group = 0; group < 8; ++group) last.four(group);

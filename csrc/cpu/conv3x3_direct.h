@@ -52,19 +52,14 @@ struct Span {       // consecutive pixels of a blocked map to compute
   int taps;
   float* out;
   const float* bias;  // [32] of this block of outputs; null: neither bias nor ReLU
-  // The weights that come after these, fetched meanwhile; null: the system's own prefetching will do.
-  const char* next = nullptr;
-  int64_t next_bytes = 0;  // of each block of inputs, by this tile
 };
 
 // total[n][v] += sum over blocks [begin, end), taps and inputs of in[n] * weights.
 template <class Weights, int Pixels>
 DDN_INLINE void multiply(const Span& s, const typename Weights::Element* weights, int64_t begin, int64_t end, int first,
                          Vec (&total)[Pixels][2]) {
-  constexpr int64_t kBlockBytes = Weights::kTap * sizeof(typename Weights::Element);
   weights += begin * s.taps * Weights::kTap;
   for (int64_t b = begin; b < end; ++b) {
-    for (int64_t k = 0; k < s.next_bytes; k += 64) __builtin_prefetch(s.next + b * kBlockBytes + k, 0, 2);
     for (int t = 0; t < s.taps; ++t, weights += Weights::kTap) {
       const float* at = s.in + b * s.in_plane + s.offsets[t];
       Weights::each_input(weights, first, [&](int k, Vec w0, Vec w1) __attribute__((always_inline)) {
@@ -114,7 +109,6 @@ void span_rest(const Span& s, const typename Weights::Element* weights, int64_t 
 template <class Weights>
 void span(Span s, const typename Weights::Element* weights, int64_t pixels) {
   int64_t tiles = (pixels + kPixels - 1) / kPixels;
-  if (s.next) s.next_bytes = (Weights::kTap * int64_t{sizeof(*weights)} / 64 + tiles - 1) / tiles * 64;
   for (; tiles > 0; --tiles) {
     const int64_t now = (pixels + tiles - 1) / tiles;
     if (now == kPixels)
@@ -124,7 +118,6 @@ void span(Span s, const typename Weights::Element* weights, int64_t pixels) {
     pixels -= now;
     s.in += now * kBlock;
     s.out += now * kBlock;
-    s.next += s.next_bytes;
   }
 }
 

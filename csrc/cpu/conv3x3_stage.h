@@ -47,6 +47,15 @@ class Stage {
   }
 
  private:
+  struct Entered {  // left again where memory runs out, too
+    Entered() {
+      Kernel::enter();
+    }
+    ~Entered() {
+      Kernel::leave();
+    }
+  };
+
   const Conv3x3Params& p_;
   const Parallel& parallel_;
 
@@ -124,14 +133,13 @@ class Stage {
   void by_rows() {
     const int64_t units = (p_.height + kUnit - 1) / kUnit, step = rows_at_once();
     parallel_(p_.maps * units, [&](int64_t begin, int64_t end) {
-      Kernel::enter();
+      const Entered entered;
       while (begin < end) {
         const int64_t n = begin / units, from = begin % units;
         const int64_t until = end - begin < units - from ? from + end - begin : units;
         band(n, kUnit * from, least(kUnit * until, p_.height), step);
         begin += until - from;
       }
-      Kernel::leave();
     });
   }
 
@@ -177,8 +185,8 @@ class Stage {
     int64_t first = top - 1;
     for (int64_t l = count - 1; l >= 0; --l) {
       if (l + 1 < count) first = windows[l + 1].first - 1;
-      if (l > 0) first = first / Kernel::row_unit(p_.layers[l - 1]) * Kernel::row_unit(p_.layers[l - 1]);
-      first = top == 0 || first < 0 ? -1 : first;
+      const int64_t unit = l > 0 ? Kernel::row_unit(p_.layers[l - 1]) : 1;
+      first = top == 0 || first < 0 ? -1 : first / unit * unit;
       windows[l] = {{next, plane(rows_of(l)), pitch()}, in_blocks(l), first, first};
       next += in_blocks(l) * plane(rows_of(l));
     }
@@ -228,9 +236,8 @@ class Stage {
         const Conv3x3Layer& layer = p_.layers[l];
         const RowsJob<E> job{layer, map(from, 0), 0, map(to, 0), 1, p_.height, 0, 0, now, map_elements, map_elements};
         parallel_(now * blocks_of(layer.out_channels), [&](int64_t begin, int64_t end) {
-          Kernel::enter();
+          const Entered entered;
           layer_tasks(begin, end, job, scratch(Scratch::worker, kernel));
-          Kernel::leave();
         });
         E* swapped = from;
         from = to, to = swapped;

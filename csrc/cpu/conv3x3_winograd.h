@@ -140,10 +140,6 @@ DDN_INLINE int at_most(int64_t n, int most) {
 struct Tile {
   int64_t in, out;
   int in_rows, in_columns, out_rows, out_columns;
-
-  bool whole() const {
-    return in_rows == 6 && in_columns == 6;
-  }
 };
 
 // The tiles of a job, numbered across, then down, then from map to map.

@@ -42,6 +42,7 @@ void add_tiles(const Panel<BF16>& panel, int64_t n, int64_t block) {
   const bool whole_outputs = outputs % kTile == 0;
   const BF16* weight = panel.weight + n * panel.stride;
   const uint32_t* x = panel.x + block * panel.x_stride;
+  DDN_TILE_FENCE();
   DDN_TILE_ZERO(0);
   DDN_TILE_ZERO(1);
   DDN_TILE_ZERO(2);
@@ -53,6 +54,7 @@ void add_tiles(const Panel<BF16>& panel, int64_t n, int64_t block) {
     } else {
       alignas(64) BF16 corner[32 * 32];
       copy_corner(corner, weight, panel.stride, outputs, least(32, panel.inputs - k));
+      DDN_TILE_FENCE();
       step<TwoRows, TwoOutputs>(corner, corner + kTile * 32, 32, x, x + panel.x_stride);
     }
     if (++since_store == kStoreEvery) {

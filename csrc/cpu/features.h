@@ -6,6 +6,7 @@ namespace ddn::cpu {
 struct Features {
   bool avx2 = false;
   bool fma = false;
+  bool bmi2 = false;
   bool avx512f = false;
   bool avx512bw = false;
   bool avx512dq = false;

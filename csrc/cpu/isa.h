@@ -14,12 +14,12 @@ constexpr int kIsas = 5;
 
 const char* name(Isa isa);
 
-// The best this machine has.
+// The best that this machine has and this library was built with. Asks the Linux kernel once for the permission to use
+// AMX tiles.
 Isa machine_isa();
 
 // The best this machine has, but not above the one named by the environment variable DDN_MAX_CPU_ISA, which is read on
-// every call. Throws std::runtime_error where the variable names none. Asks the Linux kernel for the permission to use
-// AMX tiles when that is what it returns.
+// every call. Throws std::runtime_error where the variable names none.
 Isa isa();
 
 }  // namespace ddn::cpu

@@ -66,6 +66,7 @@ inline void tile_configure() {
 }  // namespace ddn::cpu
 
 #define DDN_TILE_RELEASE() (void)(ddn::emu::tiles.configured = false)
+#define DDN_TILE_FENCE() (void)0
 #define DDN_TILE_ZERO(tile) ddn::emu::tile_zero(tile)
 #define DDN_TILE_LOAD(tile, from, stride) ddn::emu::tile_load(tile, from, stride)
 #define DDN_TILE_LOAD_STREAM(tile, from, stride) ddn::emu::tile_load(tile, from, stride)

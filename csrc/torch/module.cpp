@@ -27,6 +27,7 @@ py::dict cpu_features() {
   py::dict features;
   features["avx2"] = found.avx2;
   features["fma"] = found.fma;
+  features["bmi2"] = found.bmi2;
   features["avx512f"] = found.avx512f;
   features["avx512bw"] = found.avx512bw;
   features["avx512dq"] = found.avx512dq;
