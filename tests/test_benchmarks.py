@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -20,19 +19,17 @@ import pytest
 import stock
 import timing
 import torch
+import training_step
 from groups import Group, Rival
 from stock_network import StockNetwork
 
-from ddn_fast import ops, reference
+from ddn_fast import reference
 from ddn_fast.config import NetConfig
 from ddn_fast.network import DecoupledNet
 
 ROOT = Path(__file__).parent.parent
-PLAIN = (networks.EAGER_LOOP, networks.EAGER_BATCHED, networks.EAGER_BFLOAT16, networks.STOCK_BEST)
-HAS_OPS = all(hasattr(ops, name) for name in reference.OPS)
-HAS_ENGINE = importlib.util.find_spec("ddn_fast.engine") is not None
 LAYOUTS = {"float32": ("direct", "winograd"), "bfloat16": ("pairs", "direct", "winograd")}
-SOURCES = ["reference", pytest.param("compiled", marks=pytest.mark.skipif(not HAS_OPS, reason="ops are not all there"))]
+SOURCES = ("reference", "compiled")
 MACHINE = {"cpu", "cores", "threads", "isa", "caches", "governor", "versions", "commit", "dirty", "glibc_tunables"}
 
 
@@ -74,10 +71,8 @@ def test_every_op_is_measured_beside_a_rival_in_every_dtype(source: str, tmp_pat
 
 def test_every_network_is_measured_in_every_scenario(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GLIBC_TUNABLES", "")  # spares starting twice
-    rivals = networks.RIVALS if HAS_ENGINE else PLAIN
-    report = run(
-        "end_to_end.py", tmp_path, "--ops", "compiled" if HAS_OPS else "reference", "--no-compile", "--rivals", *rivals
-    )
+    rivals = networks.RIVALS
+    report = run("end_to_end.py", tmp_path, "--no-compile")
     assert [s["name"] for s in report["scenarios"]] == list(end_to_end.SCENARIOS)
     assert [s["passes"] for s in report["scenarios"]] == [0, 1, 3, 4, 6, 9, 14]
     for scenario in report["scenarios"]:
@@ -206,3 +201,12 @@ def test_names_and_peaks_of_machines(monkeypatch: pytest.MonkeyPatch) -> None:
     assert machine.peak_of(ceilings, torch.bfloat16, "avx512") == 0.3
     assert machine.peak_of(ceilings, torch.bfloat16, "amx_bf16") == 0.5
     assert machine.peak_of({}, torch.float32, None) is None
+
+
+def test_training_step_times_both_ways(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny = NetConfig(tuple("ab"), 32, (4, 8, 8, 8, 8), fc=8, bridge=8, fc_kernel=1)
+    monkeypatch.setitem(training_step.SIZES, "narrow", (tiny, 2, 2))
+    row = training_step.measure("narrow", "bfloat16")
+    for way in training_step.WAYS:
+        assert 0 < row[way]["frozen_ms"] < row[way]["step_ms"]
+        assert row[way]["images_per_second"] == pytest.approx(2000 / row[way]["step_ms"])
