@@ -495,7 +495,7 @@ def test_a_negative_number_of_workers_is_an_error_before_anything_is_written(
 @pytest.mark.parametrize("half", [False, True])
 def test_frozen_part_by_the_fused_ops_equals_the_plain_network(half: bool) -> None:
     torch.manual_seed(0)
-    net = DecoupledNet(NetConfig(tuple("abcde"), 96, (8, 16, 24, 40, 48), fc=64, bridge=32, fc_kernel=2)).eval()
+    net = DecoupledNet(NetConfig(tuple("abcde"), 96, (32, 32, 40, 40, 48), fc=64, bridge=32, fc_kernel=2)).eval()
     data = 40 * torch.randn(3, 3, 96, 96)
     subset = torch.tensor([[1, 0, 1, 0, 0], [0, 0, 0, 0, 0], [1, 1, 1, 1, 1]])
     plain, fast = frozen_plain(net, data, subset), frozen_part(net, half)(data, subset)
@@ -505,5 +505,6 @@ def test_frozen_part_by_the_fused_ops_equals_the_plain_network(half: bool) -> No
         assert (got - wanted).abs().mean() <= (0.03 if half else 1e-5) * wanted.abs().mean()
     if not half:
         assert all(torch.equal(a, b) for a, b in zip(plain.switches, fast.switches, strict=True))
+    assert frozen_part(net, half).func is not frozen_plain
     assert not fast.pool5.requires_grad
     assert not fast.class_map[1].any()

@@ -149,7 +149,8 @@ def frozen_fast(part: ImagePart, data: Tensor, subset: Tensor) -> Frozen:
 
 def frozen_part(model: DecoupledNet, half: bool) -> Callable[[Tensor, Tensor], Frozen]:
     """The frozen part of `model` as a function of data and subset: on the CPU folded once and run by the fused ops."""
-    if next(model.parameters()).device.type != "cpu" or min(model.config.widths) < 4:
+    # kernels work in blocks of 32 channels: narrower stages are mostly padding
+    if next(model.parameters()).device.type != "cpu" or min(model.config.widths) < 32:
         return functools.partial(frozen_plain, model)
     dtype = torch.bfloat16 if half else torch.float32
     weights = fold_image_part(model, dtype, cpu_isa() or "plain")
