@@ -29,6 +29,7 @@ std::vector<float> whole_numbers(int64_t count) {
 
 std::vector<uint16_t> narrowed(const std::vector<float>& values) {
   std::vector<uint16_t> bits;
+  bits.reserve(values.size());  // a block of exactly its size, so that what lies beyond is caught
   for (const float value : values) bits.push_back(bfloat16(value));
   return bits;
 }

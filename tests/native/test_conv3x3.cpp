@@ -42,6 +42,7 @@ int below(int n) {
 
 std::vector<uint16_t> narrowed(const Floats& values) {
   std::vector<uint16_t> bits;
+  bits.reserve(values.size());  // a block of exactly its size, so that what lies beyond is caught
   for (const float value : values) {
     uint32_t word;
     std::memcpy(&word, &value, sizeof word);
