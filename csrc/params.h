@@ -63,6 +63,8 @@ enum class Conv3x3Layout {
   winograd,  // [O/32,6,6,I/32,32,32] float32: transformed kernel, input, output
 };
 
+constexpr int64_t kMaxConv3x3Layers = 8;  // of a stage
+
 struct Conv3x3Layer {
   const void* weight;
   const float* bias;  // [O]
@@ -77,7 +79,7 @@ struct Conv3x3Params {
   const uint8_t* switches;       // [B,H/2,W/2,ceil(I/4)] or null
   const int64_t* image_of_pass;  // [N], each in 0..B-1; null: map n uses image n
   const Conv3x3Layer* layers;    // [layer_count], each taking what the one before gives
-  int64_t layer_count;           // at least 1
+  int64_t layer_count;           // 1 to kMaxConv3x3Layers
   Dtype dtype;                   // of x and y: float32 or bfloat16; on CUDA bfloat16 or float16
   int64_t maps;                  // N
   int64_t height;                // H, even where something is pooled or unpooled

@@ -164,10 +164,7 @@ struct AmxKernel {
 
 // p's weights are all in the pairs layout.
 void conv3x3_amx(const Conv3x3Params& p, const Parallel& parallel) {
-  if (p.dtype == Dtype::bfloat16)
-    Stage<AmxKernel, BF16>(p, parallel).run();
-  else
-    Stage<AmxKernel, float>(p, parallel).run();
+  run_stage<AmxKernel>(p, parallel);
 }
 
 }  // namespace ddn::cpu

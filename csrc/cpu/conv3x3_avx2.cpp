@@ -4,7 +4,7 @@
 namespace ddn::cpu {
 
 void conv3x3_avx2(const Conv3x3Params& p, const Parallel& parallel) {
-  float_stage(p, parallel);
+  run_stage<FloatKernel>(p, parallel);
 }
 
 }  // namespace ddn::cpu

@@ -82,7 +82,7 @@ void span_tile(const Span& s, const typename Weights::Element* weights) {
   for (int first = 0; first < kBlock; first += kOutputs) {
     float* out = s.out + first;
     for (int64_t begin = 0; begin < s.in_blocks; begin += together) {
-      const int64_t end = begin + together < s.in_blocks ? begin + together : s.in_blocks;
+      const int64_t end = least(begin + together, s.in_blocks);
       Vec total[Pixels][2] = {};
       multiply<Weights, Pixels>(s, weights, begin, end, first, total);
       const bool biased = s.bias && end == s.in_blocks;
@@ -97,24 +97,21 @@ void span_tile(const Span& s, const typename Weights::Element* weights) {
   }
 }
 
+// A tile of 1 to kPixels pixels.
 template <class Weights, int Pixels = kPixels>
-void span_rest(const Span& s, const typename Weights::Element* weights, int64_t pixels) {
+void tile_of(const Span& s, const typename Weights::Element* weights, int64_t pixels) {
   if constexpr (Pixels > 0) {
     if (pixels == Pixels) return span_tile<Weights, Pixels>(s, weights);
-    span_rest<Weights, Pixels - 1>(s, weights, pixels);
+    tile_of<Weights, Pixels - 1>(s, weights, pixels);
   }
 }
 
 // `pixels` pixels in tiles of nearly the same size: a last tile of one pixel would waste its loads.
 template <class Weights>
 void span(Span s, const typename Weights::Element* weights, int64_t pixels) {
-  int64_t tiles = (pixels + kPixels - 1) / kPixels;
-  for (; tiles > 0; --tiles) {
+  for (int64_t tiles = (pixels + kPixels - 1) / kPixels; tiles > 0; --tiles) {
     const int64_t now = (pixels + tiles - 1) / tiles;
-    if (now == kPixels)
-      span_tile<Weights, kPixels>(s, weights);
-    else
-      span_rest<Weights>(s, weights, now);
+    tile_of<Weights>(s, weights, now);
     pixels -= now;
     s.in += now * kBlock;
     s.out += now * kBlock;

@@ -31,12 +31,5 @@ struct FloatKernel {
   }
 };
 
-inline void float_stage(const Conv3x3Params& p, const Parallel& parallel) {
-  if (p.dtype == Dtype::bfloat16)
-    Stage<FloatKernel, BF16>(p, parallel).run();
-  else
-    Stage<FloatKernel, float>(p, parallel).run();
-}
-
 }  // namespace
 }  // namespace ddn::cpu

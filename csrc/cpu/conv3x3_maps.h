@@ -5,6 +5,8 @@
 // nine constant offsets from any pixel, and rows can be walked as one line. E, what a map is computed in, is float or
 // BF16; X, what the caller's maps [N,H,W,C] hold, likewise.
 #pragma once
+#include <type_traits>
+
 #include "cpu/vec.h"
 #include "params.h"
 #include "switches.h"
@@ -19,7 +21,7 @@ DDN_INLINE int64_t blocks_of(int64_t channels) {
 }
 
 DDN_INLINE int channels_in(int64_t block, int64_t channels) {
-  return static_cast<int>(channels - block * kBlock < kBlock ? channels - block * kBlock : kBlock);
+  return static_cast<int>(least(channels - block * kBlock, kBlock));
 }
 
 // Rows of a blocked map.
@@ -100,20 +102,23 @@ DDN_INLINE void copy_block(E* to, const X* from, int count) {
   }
 }
 
+// Where the switch of each lane's channel begins among the bits of kWidth.
+DDN_INLINE UVec switch_shifts() {
+  UVec shift;
+  for (int k = 0; k < kWidth; ++k) shift[k] = 2 * k;
+  return shift;
+}
+
 // Positions 0..3 of kWidth channels from their 2-bit switches.
 DDN_INLINE UVec positions(const uint8_t* switches) {
   uint32_t bits = 0;
   std::memcpy(&bits, switches, kWidth / 4);
-  UVec shift;
-  for (int k = 0; k < kWidth; ++k) shift[k] = 2 * k;
-  return (UVec{} + bits) >> shift & 3;
+  return (UVec{} + bits) >> switch_shifts() & 3;
 }
 
 // The reverse, into the first `bytes` bytes. Lanes of channels that do not exist must be 0.
 DDN_INLINE void store_positions(uint8_t* switches, UVec position, int bytes) {
-  UVec shift;
-  for (int k = 0; k < kWidth; ++k) shift[k] = 2 * k;
-  const UVec moved = position << shift;
+  const UVec moved = position << switch_shifts();
 #if defined(__AVX512F__)
   const uint32_t bits = static_cast<uint32_t>(_mm512_reduce_or_epi32((__m512i)moved));
 #else
@@ -175,10 +180,9 @@ inline void pool_block(BF16*, uint8_t*, const BF16*, const BF16*) {
 }
 #endif
 
-template <class A, class B>
-constexpr bool kSame = false;
-template <class A>
-constexpr bool kSame<A, A> = true;
+// Whether the functions above serve maps held in E for a caller's in X.
+template <class E, class X>
+constexpr bool kInRegister = kWholeBlocks && std::is_same_v<E, BF16> && std::is_same_v<X, BF16>;
 
 // Row y of map n, as the first layer wants it, into row `row` of `to`. Three kinds of input.
 template <class E, class X>
@@ -197,7 +201,7 @@ void load_row(const Conv3x3Params& p, int64_t n, int64_t y, const Rows<E>& to, i
       E* at = to.pixel(b, row, 0);
       const int dy = static_cast<int>(y % 2);
       for (int64_t j = 0; j < w; ++j, at += 2 * kBlock, from += channels, switches += bytes) {
-        if constexpr (kWholeBlocks && kSame<E, BF16> && kSame<X, BF16>)
+        if constexpr (kInRegister<E, X>)
           if (count == kBlock) {
             unpool_block(at, at + kBlock, from, switches, dy);
             continue;
@@ -238,9 +242,8 @@ void load_kernel_row(const Conv3x3Params& p, int64_t n, int64_t y, const Rows<E>
 
 // Row y of the last layer's result to the caller's map.
 template <class E, class X>
-void store_row(const Conv3x3Params& p, int64_t n, int64_t y, const Rows<E>& from, int64_t row, int64_t channels,
-               int64_t block_begin, int64_t block_end) {
-  for (int64_t b = block_begin; b < block_end; ++b) {
+void store_row(const Conv3x3Params& p, int64_t n, int64_t y, const Rows<E>& from, int64_t row, int64_t channels) {
+  for (int64_t b = 0; b < blocks_of(channels); ++b) {
     const int count = channels_in(b, channels);
     X* to = static_cast<X*>(p.y) + (n * p.height + y) * p.width * channels + b * kBlock;
     const E* at = from.pixel(b, row, 0);
@@ -251,17 +254,16 @@ void store_row(const Conv3x3Params& p, int64_t n, int64_t y, const Rows<E>& from
 
 // Rows y and y + 1 (y even), pooled, with switches. Strictly greater or NaN wins, as in torch: the first of equals.
 template <class E, class X>
-void pool_rows(const Conv3x3Params& p, int64_t n, int64_t y, const Rows<E>& from, int64_t row, int64_t channels,
-               int64_t block_begin, int64_t block_end) {
+void pool_rows(const Conv3x3Params& p, int64_t n, int64_t y, const Rows<E>& from, int64_t row, int64_t channels) {
   const int64_t h = p.height / 2, w = p.width / 2, bytes = switch_bytes(channels);
-  for (int64_t b = block_begin; b < block_end; ++b) {
+  for (int64_t b = 0; b < blocks_of(channels); ++b) {
     const int count = channels_in(b, channels);
     const int64_t out = (n * h + y / 2) * w;
     X* to = static_cast<X*>(p.y) + out * channels + b * kBlock;
     uint8_t* switches = p.y_switches + out * bytes + b * (kBlock / 4);
     const E *top = from.pixel(b, row, 0), *bottom = from.pixel(b, row + 1, 0);
     for (int64_t j = 0; j < w; ++j, top += 2 * kBlock, bottom += 2 * kBlock, to += channels, switches += bytes) {
-      if constexpr (kWholeBlocks && kSame<E, BF16> && kSame<X, BF16>)
+      if constexpr (kInRegister<E, X>)
         if (count == kBlock) {
           pool_block(to, switches, top, bottom);
           continue;

@@ -20,14 +20,9 @@
 namespace ddn::cpu {
 namespace {
 
-constexpr int64_t kMaxLayers = 8;
-constexpr int64_t kUnit =
-    4;  // bands begin at multiples of it, and so do the steps within: every kernel's row_unit fits
+// Bands begin at multiples of it, and so do the steps within: every kernel's row_unit divides it.
+constexpr int64_t kUnit = 4;
 constexpr int64_t kSlack = 64;  // pixels after a plane that a kernel may read or write and nobody needs
-
-DDN_INLINE int64_t least(int64_t a, int64_t b) {
-  return a < b ? a : b;
-}
 
 template <class Kernel, class X>
 class Stage {
@@ -96,13 +91,12 @@ class Stage {
 
   // Rows [y, y + count) of map n out of `from`; count is even where pooled.
   void finish(int64_t n, int64_t y, int64_t count, const Map& from, int64_t row) const {
-    const int64_t channels = out_channels(), blocks = blocks_of(channels);
     if (p_.y_switches)
-      for (int64_t k = 0; k < count; k += 2) pool_rows<E, X>(p_, n, y + k, from, row + k, channels, 0, blocks);
+      for (int64_t k = 0; k < count; k += 2) pool_rows<E, X>(p_, n, y + k, from, row + k, out_channels());
     else if (p_.score)
-      for (int64_t k = 0; k < count; ++k) score_row<E>(p_, n, y + k, from, row + k, channels);
+      for (int64_t k = 0; k < count; ++k) score_row<E>(p_, n, y + k, from, row + k, out_channels());
     else
-      for (int64_t k = 0; k < count; ++k) store_row<E, X>(p_, n, y + k, from, row + k, channels, 0, blocks);
+      for (int64_t k = 0; k < count; ++k) store_row<E, X>(p_, n, y + k, from, row + k, out_channels());
   }
 
   // A layer's input on its way through a band: image rows [first, end) are there.
@@ -136,7 +130,7 @@ class Stage {
       const Entered entered;
       while (begin < end) {
         const int64_t n = begin / units, from = begin % units;
-        const int64_t until = end - begin < units - from ? from + end - begin : units;
+        const int64_t until = least(from + end - begin, units);
         band(n, kUnit * from, least(kUnit * until, p_.height), step);
         begin += until - from;
       }
@@ -146,12 +140,12 @@ class Stage {
   // Rows [top, bottom) of map n, `step` at a time.
   void band(int64_t n, int64_t top, int64_t bottom, int64_t step) {
     const int64_t count = p_.layer_count;
-    Window windows[kMaxLayers];
+    Window windows[kMaxConv3x3Layers];
     Map out;
     void* kernel_scratch = lay_out(top, step, windows, out);
     for (int64_t y = top; y < bottom; y += step) {
       const int64_t rows = least(bottom - y, step);
-      int64_t until[kMaxLayers];  // how far each layer's input must reach
+      int64_t until[kMaxConv3x3Layers];  // how far each layer's input must reach
       until[count - 1] = least(y + rows, p_.height) + 1;
       for (int64_t l = count - 1; l > 0; --l) until[l - 1] = made_until(l, until[l]) + 1;
       for (int64_t l = 0; l < count; ++l) {
@@ -266,15 +260,14 @@ class Stage {
   // Tasks [begin, end) of one layer, `maps` for each block of outputs. Whole blocks are done together.
   void layer_tasks(int64_t begin, int64_t end, RowsJob<E> job, void* kernel_scratch) const {
     const int64_t maps = job.maps;
-    const E* in = job.in.data;
-    E* out = job.out.data;
+    E *const in = job.in.data, *const out = job.out.data;
     while (begin < end) {
       const int64_t first = begin % maps, left = end - begin;
       const int64_t whole = first == 0 ? left / maps : 0;
       job.block_begin = begin / maps;
       job.block_end = job.block_begin + (whole ? whole : 1);
       job.maps = whole ? maps : least(left, maps - first);
-      job.in.data = const_cast<E*>(in) + first * job.in_map;
+      job.in.data = in + first * job.in_map;
       job.out.data = out + first * job.out_map;
       Kernel::rows(job, kernel_scratch);
       for (int64_t m = 0; m < job.maps; ++m) zero_outside(job.out_of(m), job.block_begin, job.block_end);
@@ -282,6 +275,15 @@ class Stage {
     }
   }
 };
+
+// The stage with the caller's maps in either dtype.
+template <class Kernel>
+void run_stage(const Conv3x3Params& p, const Parallel& parallel) {
+  if (p.dtype == Dtype::bfloat16)
+    Stage<Kernel, BF16>(p, parallel).run();
+  else
+    Stage<Kernel, float>(p, parallel).run();
+}
 
 }  // namespace
 }  // namespace ddn::cpu

@@ -24,9 +24,6 @@ constexpr int64_t kMostOutputs = 128;  // at a time: what stays in the second-le
 constexpr int64_t kAhead = 512;        // bytes of a row of weights that are fetched ahead of their use
 constexpr int64_t kPanel = 1024;       // inputs
 
-DDN_INLINE int64_t least(int64_t a, int64_t b) {
-  return a < b ? a : b;
-}
 DDN_INLINE int64_t blocks_of(int64_t n, int64_t block) {
   return (n + block - 1) / block;
 }

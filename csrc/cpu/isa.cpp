@@ -5,33 +5,16 @@
 #include <string>
 
 #include "cpu/features.h"
+#include "cpu/variants.h"
 
 namespace ddn::cpu {
 namespace {
 
 constexpr const char* kNames[kIsas] = {"plain", "avx2", "avx512", "avx512_bf16", "amx_bf16"};
 
-// What this library was built with (cmake/cpu_kernels.cmake).
-#ifdef DDN_HAVE_AVX2
-constexpr bool kAvx2 = true;
-#else
-constexpr bool kAvx2 = false;
-#endif
-#ifdef DDN_HAVE_AVX512
-constexpr bool kAvx512 = true;
-#else
-constexpr bool kAvx512 = false;
-#endif
-#ifdef DDN_HAVE_AVX512_BF16
-constexpr bool kAvx512Bf16 = true;
-#else
-constexpr bool kAvx512Bf16 = false;
-#endif
-#ifdef DDN_HAVE_AMX
-constexpr bool kAmx = true;
-#else
-constexpr bool kAmx = false;
-#endif
+// What this library was built with.
+constexpr bool kAvx2(DDN_AVX2(true)), kAvx512(DDN_AVX512(true)), kAvx512Bf16(DDN_AVX512_BF16(true)),
+    kAmx(DDN_AMX(true));
 
 Isa detect() {
   const Features f = features();

@@ -28,6 +28,10 @@ struct BF16 {
   uint16_t bits;
 };
 
+DDN_INLINE int64_t least(int64_t a, int64_t b) {
+  return a < b ? a : b;
+}
+
 template <class V>
 DDN_INLINE V load_bits(const void* from) {
   V v;

@@ -4,7 +4,7 @@
 namespace ddn {
 namespace {
 
-constexpr int64_t kBlock = 32, kMaxLayers = 8;
+constexpr int64_t kBlock = 32;
 
 int64_t blocks_of(int64_t channels) {
   return (channels + kBlock - 1) / kBlock;
@@ -58,8 +58,8 @@ struct Stage {
   }
 
   void add_layers(const std::vector<Tensor>& weights, const std::vector<Tensor>& biases) {
-    if (weights.empty() || weights.size() != biases.size() || static_cast<int64_t>(weights.size()) > kMaxLayers)
-      fail(op, "weights and biases must be lists of 1 to ", kMaxLayers, " layers, got ", weights.size(), " and ",
+    if (weights.empty() || weights.size() != biases.size() || static_cast<int64_t>(weights.size()) > kMaxConv3x3Layers)
+      fail(op, "weights and biases must be lists of 1 to ", kMaxConv3x3Layers, " layers, got ", weights.size(), " and ",
            biases.size());
     int64_t channels = x.size(1);
     for (size_t l = 0; l < weights.size(); ++l) {
