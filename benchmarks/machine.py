@@ -28,14 +28,8 @@ ALLOCATOR = (
     "glibc.malloc.trim_threshold=8000000000:glibc.malloc.top_pad=67108864"
 )
 
-# Instruction sets as DDN_MAX_CPU_ISA names them, and the flags of /proc/cpuinfo that they need.
-_ISA_FLAGS = {
-    "plain": (),
-    "avx2": ("avx2", "fma"),
-    "avx512": ("avx512f", "avx512bw", "avx512dq", "avx512vl"),
-    "avx512_bf16": ("avx512_bf16",),
-    "amx_bf16": ("amx_bf16", "amx_tile"),
-}
+# Instruction sets that kernels are written for, as DDN_MAX_CPU_ISA names them, worst first.
+ISAS = ("plain", "avx2", "avx512", "avx512_bf16", "amx_bf16")
 
 
 def use_allocator_settings() -> None:
@@ -90,14 +84,9 @@ def cpu_name() -> str:
 
 
 def isas() -> list[str]:
-    """Instruction sets of this machine that kernels are written for, worst first."""
-    flags = (_cpuinfo("flags") or "").split()
-    found = []
-    for isa, needed in _ISA_FLAGS.items():
-        if not all(flag in flags for flag in needed):
-            break
-        found.append(isa)
-    return found
+    """Those of ISAS that this machine has and the extension was built with, worst first."""
+    native = extension()
+    return list(native.cpu_isas()) if native else ["plain"]
 
 
 def caches() -> dict[str, int]:
@@ -158,7 +147,7 @@ def peak_of(ceilings: dict[str, float | None], dtype: torch.dtype, isa: str | No
 
     bfloat16 without instructions for it is multiplied in float32.
     """
-    order = list(_ISA_FLAGS)
+    order = list(ISAS)
     usable = order[: order.index(isa) + 1] if isa else order
     if dtype != torch.bfloat16:
         usable = [known for known in usable if not known.endswith("bf16")]

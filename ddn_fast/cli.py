@@ -287,8 +287,6 @@ def _load(arguments: argparse.Namespace) -> Segmenter:
             engine = load(arguments.weights, device=device, fast=True, dtype=dtype)
         except ImportError as error:
             raise InputError(f"--fast: {error}") from error
-        except InputError as error:
-            raise InputError(f"{error}; --no-fast runs the plain network") from error
         print(f"engine: {arguments.dtype or ENGINE_DTYPE} on {engine.isa}")
         return engine
     model = load(arguments.weights, device=device)

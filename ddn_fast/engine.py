@@ -63,11 +63,14 @@ class FastDecoupledNet(Segmenter):
             raise InputError(f"model: wanted a DecoupledNet, got {type(model).__name__}")
         if elsewhere := {p.device.type for p in model.parameters()} - {"cpu"}:
             raise InputError(
-                f"model: wanted a network on the CPU, got {', '.join(sorted(elsewhere))}: the engine's CUDA kernels "
-                "are not there yet; the plain network runs on CUDA"
+                f"model: wanted a network on the CPU, got {', '.join(sorted(elsewhere))}: the engine does not run "
+                "there yet; the plain network does (fast=False, --no-fast)"
             )
         if min(model.config.widths) < 4:  # fewer are laid out as an image is, and no image is unpooled
-            raise InputError(f"model: wanted at least 4 channels in every stage, got widths {model.config.widths}")
+            raise InputError(
+                f"model: wanted at least 4 channels in every stage, got widths {model.config.widths}; "
+                "the plain network takes fewer (fast=False, --no-fast)"
+            )
         dtype = torch.bfloat16 if dtype is None else dtype
         if dtype not in (torch.bfloat16, torch.float32, torch.float64):
             raise InputError(f"dtype: wanted torch.bfloat16 or torch.float32, got {dtype!r}")
@@ -168,11 +171,10 @@ class FastDecoupledNet(Segmenter):
         missing = sorted(set(pairs) - state.of_class.keys())
         if not missing:
             return
-        weights, encoded, position = self._weights, state.encoded, state.encoded.position
         image, label = torch.tensor(missing).T.contiguous()
-        gate = self._images.gate(encoded, image, label)
-        windows = place_windows(gate.to(self.dtype), position[image, label], self.config.grid, self.config.fc_kernel)
-        halves = self.ops.dense(windows, weights.bridge.fc6_seg_class).view(len(missing), -1)
+        window, position = self._images.gate(state.encoded, image, label)
+        windows = place_windows(window.to(self.dtype), position, self.config.grid, self.config.fc_kernel)
+        halves = self.ops.dense(windows, self._weights.bridge.fc6_seg_class).view(len(missing), -1)
         state.of_class.update(zip(missing, halves, strict=True))
 
 

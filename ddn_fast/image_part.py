@@ -12,12 +12,11 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .config import NetConfig
 from .folding import FoldedImagePart
-from .network import check_images
+from .network import best_position, check_images, max_scores, mean_scores
 
 
 class Encoded(NamedTuple):
@@ -33,18 +32,17 @@ class Encoded(NamedTuple):
     @property
     def scores(self) -> Tensor:
         """Image-level scores ``[B,L]`` (section 3)."""
-        return torch.sigmoid(self.score_map.mean((2, 3)))
+        return mean_scores(self.score_map)
 
     @property
     def max_scores(self) -> Tensor:
         """``[B,L]``: sigmoid of the maximum over the grid; used in training only (section 8)."""
-        return torch.sigmoid(self.score_map.amax((2, 3)))
+        return max_scores(self.score_map)
 
     @property
     def position(self) -> Tensor:
         """``[B,L]`` int64: where each class scores highest, row-major, first on a tie (section 3)."""
-        # max_pool2d promises the first maximum; argmax promises none
-        return F.max_pool2d(self.score_map, self.score_map.shape[2], return_indices=True)[1].flatten(1)
+        return best_position(self.score_map)
 
 
 class ImagePart:
@@ -88,24 +86,27 @@ class ImagePart:
         )
 
     @torch.no_grad()
-    def gate(self, encoded: Encoded, image: Tensor, label: Tensor) -> Tensor:
-        """Windows of class-specific activation maps for y = 1: image, label ``[Q]`` to ``[Q,k*k*C5]`` (1, 2, 10)."""
-        weights = self.weights
-        return self.ops.class_gate(
+    def gate(self, encoded: Encoded, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+        """Windows of class-specific activation maps for y = 1 (1, 2, 10).
+
+        image, label ``[Q]`` int64; returns them, ``[Q,k*k*C5]``, and where each lies, ``[Q]`` in 0..G*G-1.
+        """
+        weights, position = self.weights, encoded.position
+        window = self.ops.class_gate(
             weights.cls_score.weight, weights.fc7.weight, weights.fc6.weight,
-            encoded.fc6, encoded.fc7, encoded.position, image, label,
+            encoded.fc6, encoded.fc7, position, image, label,
         )  # fmt: skip
+        return window, position[image, label]
 
     @torch.no_grad()
     def class_maps(self, encoded: Encoded, labels: Tensor) -> Tensor:
         """Class-specific activation maps ``[B,C5,M,M]`` of labels ``[B,L]``, one pass an image (section 4)."""
         side, kernel, grid = self.config.map_side, self.config.fc_kernel, self.config.grid
         image, label = labels.nonzero(as_tuple=True)
-        window = self.gate(encoded, image, label)
+        window, corner = self.gate(encoded, image, label)
         window *= labels[image, label, None].to(window)
         maps = window.new_zeros(len(labels), side * side, self.config.widths[-1])
         offsets = torch.arange(kernel)[:, None] * side + torch.arange(kernel)
-        corner = encoded.position[image, label]
         pixels = (corner // grid * side + corner % grid)[:, None] + offsets.flatten()  # [Q,k*k]
         maps.index_put_((image[:, None], pixels), window.view(len(image), kernel * kernel, -1), accumulate=True)
         return maps.view(len(labels), side, side, -1).permute(0, 3, 1, 2)

@@ -16,8 +16,6 @@ import torch
 from . import reference
 from .errors import InputError
 
-CUDA_OPS = reference.OPS  # all of them: dense is the vendor library's, by way of torch
-
 _DISTRIBUTIONS = {
     "torch": ("torch",),
     "numpy": ("numpy",),
@@ -144,7 +142,7 @@ def _kernels(name: str, build: dict[str, Any] | None) -> dict[str, bool]:
     # the CUDA key is registered in every build, to say what is missing
     return {
         "cpu": registered("CPU"),
-        "cuda": name in CUDA_OPS and registered("CUDA") and bool(build and build["cuda_archs"]),
+        "cuda": registered("CUDA") and bool(build and build["cuda_archs"]),
     }
 
 

@@ -44,19 +44,33 @@ class HeadOutput(NamedTuple):
     @property
     def scores(self) -> Tensor:
         """Image-level scores ``[B,L]``: sigmoid of the mean over the grid (section 3)."""
-        return torch.sigmoid(self.score_map.mean((2, 3)))
+        return mean_scores(self.score_map)
 
     @property
     def max_scores(self) -> Tensor:
         """``[B,L]``: sigmoid of the maximum over the grid; used in training only (section 8)."""
-        return torch.sigmoid(self.score_map.amax((2, 3)))
+        return max_scores(self.score_map)
 
     @property
     def position(self) -> Tensor:
         """``[B,L]`` int64: where each class scores highest, row-major, first on a tie (section 3)."""
-        grid = self.score_map.shape[2:]
-        # max_pool2d promises the first maximum; argmax promises none
-        return F.max_pool2d(self.score_map, tuple(grid), return_indices=True)[1].flatten(1)
+        return best_position(self.score_map)
+
+
+def mean_scores(score_map: Tensor) -> Tensor:
+    """Image-level scores ``[B,L]`` of score_map ``[B,L,G,G]``: sigmoid of the mean over the grid (section 3)."""
+    return torch.sigmoid(score_map.mean((2, 3)))
+
+
+def max_scores(score_map: Tensor) -> Tensor:
+    """``[B,L]``: sigmoid of the maximum over the grid; used in training only (section 8)."""
+    return torch.sigmoid(score_map.amax((2, 3)))
+
+
+def best_position(score_map: Tensor) -> Tensor:
+    """``[B,L]`` int64: where each class scores highest, row-major, first on a tie (section 3)."""
+    # max_pool2d promises the first maximum; argmax promises none
+    return F.max_pool2d(score_map, tuple(score_map.shape[2:]), return_indices=True)[1].flatten(1)
 
 
 class BatchNorm(nn.Module):
