@@ -20,6 +20,10 @@ void conv3x3(const Conv3x3Params& p, const Parallel& parallel);
 void dense(const DenseParams& p, const Parallel& parallel);
 void class_gate(const ClassGateParams& p, const Parallel& parallel);
 void merge_scores(const MergeScoresParams& p, const Parallel& parallel);
+void deconv3x3_moments(const Deconv3x3MomentsParams& p, const Parallel& parallel);
+void deconv3x3_moments_backward(const Deconv3x3MomentsBackwardParams& p, const Parallel& parallel);
+void seg_score(const SegScoreParams& p, const Parallel& parallel);
+void seg_score_backward(const SegScoreBackwardParams& p, const Parallel& parallel);
 
 }  // namespace ddn::cpu
 

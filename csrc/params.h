@@ -67,7 +67,7 @@ constexpr int64_t kMaxConv3x3Layers = 8;  // of a stage
 
 struct Conv3x3Layer {
   const void* weight;
-  const float* bias;  // [O]
+  const float* bias;  // [O]; null, in training only: neither bias nor ReLU
   Conv3x3Layout layout;
   int64_t in_channels;
   int64_t out_channels;
@@ -91,6 +91,77 @@ struct Conv3x3Params {
   const float* score_bias;       // [1]
   int64_t images;                // B; used by CUDA only, as what follows
   void* workspace;               // as many bytes as conv3x3_workspace_bytes says, at a 256-byte boundary
+};
+
+// A layer of the segmentation network in training: y = the transposed convolution of unpool(relu(scale * x + shift)),
+// and its moments; between two layers batch normalisation is no more than the next one's scale and shift.
+struct Deconv3x3MomentsParams {
+  const void* x;            // [N,H,W,C]; with switches [N,H/2,W/2,C]
+  const float* weight;      // [C,3,3,O]
+  const float* scale;       // [C]
+  const float* shift;       // [C]
+  const uint8_t* switches;  // [N,H/2,W/2,ceil(C/4)] or null
+  void* y;                  // [N,H,W,O]
+  float* mean;              // [O], over N, H and W
+  float* var;               // [O], biased
+  float* rows;              // [N*H,2,O rounded up to 32] of workspace
+  Dtype dtype;              // of x and y: float32 or bfloat16
+  int64_t maps;             // N, at least 1
+  int64_t height;           // H, even with switches
+  int64_t width;            // W, likewise
+  int64_t in_channels;      // C, at least 4
+  int64_t out_channels;     // O, at least 4
+};
+
+// Its gradients, from those of y, mean and var.
+struct Deconv3x3MomentsBackwardParams {
+  const void* grad_y;      // [N,H,W,O]
+  const float* grad_mean;  // [O]
+  const float* grad_var;   // [O]
+  const void* y;           // [N,H,W,O]
+  const float* mean;       // [O]
+  const void* x;           // as above, as what follows
+  const float* weight;
+  const float* scale;
+  const float* shift;
+  const uint8_t* switches;
+  void* grad_x;        // like x
+  float* grad_weight;  // [C,3,3,O]
+  float* grad_scale;   // [C]
+  float* grad_shift;   // [C]
+  float* rows;         // [rows of grad_x, 2, C rounded up to 32] of workspace
+  Dtype dtype;         // of grad_y, y, x and grad_x
+  int64_t maps, height, width, in_channels, out_channels;
+};
+
+// The two seg-scores of relu(scale * x + shift), a 1x1 convolution (SPEC section 6).
+struct SegScoreParams {
+  const void* x;        // [N,H,W,C]
+  const float* scale;   // [C]
+  const float* shift;   // [C]
+  const float* weight;  // [2,C]
+  const float* bias;    // [2]
+  float* y;             // [N,H,W,2]
+  Dtype dtype;          // of x: float32 or bfloat16
+  int64_t rows;         // N*H
+  int64_t width;        // W
+  int64_t channels;     // C
+};
+
+struct SegScoreBackwardParams {
+  const float* grad_y;  // [N,H,W,2]
+  const void* x;        // as above, as what follows
+  const float* scale;
+  const float* shift;
+  const float* weight;
+  void* grad_x;        // [N,H,W,C]
+  float* grad_scale;   // [C]
+  float* grad_shift;   // [C]
+  float* grad_weight;  // [2,C]
+  float* grad_bias;    // [2]
+  float* sums;         // [N*H,4,C rounded up to 32] of workspace
+  Dtype dtype;         // of x and grad_x
+  int64_t rows, width, channels;
 };
 
 struct DenseParams {

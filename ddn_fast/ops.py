@@ -32,6 +32,25 @@ except ImportError as error:
         "and builds CUDA kernels too where nvcc is found."
     ) from error
 
+from . import training_ops
+from .training_ops import deconv3x3_moments, deconv3x3_moments_backward, seg_score, seg_score_backward
+
+__all__ = [  # noqa: RUF022  in the order of reference.OPS
+    "max_pool2x2",
+    "max_unpool2x2",
+    "gather2x2",
+    "conv3x3",
+    "conv3x3_max_pool2x2",
+    "conv3x3_score",
+    "dense",
+    "class_gate",
+    "merge_scores",
+    "deconv3x3_moments",
+    "deconv3x3_moments_backward",
+    "seg_score",
+    "seg_score_backward",
+]
+
 _Context = Any  # torch's autograd context has no public type
 
 
@@ -397,13 +416,19 @@ torch.library.register_autograd("ddn_fast::gather2x2", _gather2x2_backward, setu
 
 
 def _register_without_gradient(op: str) -> None:
+    purpose = "gives gradients" if op.endswith("_backward") else "is for inference"
+
     def backward(ctx: _Context, *grads: Tensor) -> None:
         raise RuntimeError(
-            f"{op} has no gradient: it is for inference (use ddn_fast.reference.{op}, or torch.no_grad around it)"
+            f"{op} has no gradient: it {purpose} (use ddn_fast.reference.{op}, or torch.no_grad around it)"
         )
 
     torch.library.register_autograd(f"ddn_fast::{op}", backward)
 
 
-for _op in ("conv3x3", "conv3x3_max_pool2x2", "conv3x3_score", "dense", "class_gate", "merge_scores"):
+training_ops.register()
+for _op in (
+    *("conv3x3", "conv3x3_max_pool2x2", "conv3x3_score", "dense", "class_gate", "merge_scores"),
+    *("deconv3x3_moments_backward", "seg_score_backward"),
+):
     _register_without_gradient(_op)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.grad import conv2d_weight
 
 from .images import resize_matlab
 from .packing import unpack_conv3x3
@@ -24,6 +25,10 @@ OPS = (  # those with a fused twin in ddn_fast.ops
     "dense",
     "class_gate",
     "merge_scores",
+    "deconv3x3_moments",
+    "deconv3x3_moments_backward",
+    "seg_score",
+    "seg_score_backward",
 )
 
 
@@ -199,3 +204,80 @@ def merge_scores(difference: Tensor, classes: int, square: int, crop: list[int])
         label.masked_fill_(plane > best, k)
         best = torch.maximum(best, plane)
     return label
+
+
+def deconv3x3_moments(
+    x: Tensor, weight: Tensor, scale: Tensor, shift: Tensor, switches: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A layer of the segmentation network in training (SPEC section 6): a 3x3 transposed convolution, and its moments.
+
+    x ``[N,C,h,w]``: what the layer before gave, normalised and cut off here, ``relu(scale * x + shift)`` with scale and
+    shift ``[C]``; with switches ``[N,h,w,ceil(C/4)]`` then unpooled to H = 2h, W = 2w (identity 8). weight
+    ``[C,O,3,3]``, without a bias: batch normalisation takes it away again. Returns y ``[N,O,H,W]`` in x's dtype, and
+    its mean and biased variance over N, H and W, ``[O]`` in weight's dtype, in which everything is computed.
+    """
+    y = F.conv_transpose2d(_activated(x, scale, shift, switches), weight, padding=1)
+    var, mean = torch.var_mean(y, (0, 2, 3), correction=0)
+    return y.to(x.dtype), mean, var
+
+
+def deconv3x3_moments_backward(
+    grad_y: Tensor,
+    grad_mean: Tensor,
+    grad_var: Tensor,
+    y: Tensor,
+    mean: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    switches: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of :func:`deconv3x3_moments` for x, weight, scale and shift, from those of its three results.
+
+    Beside its arguments it takes what it returned: y and mean. Shapes and dtypes as there.
+    """
+    count = y.numel() // y.shape[1]
+    of_moments = _by_channel(grad_mean) + 2 * _by_channel(grad_var) * (y.to(weight.dtype) - _by_channel(mean))
+    grad = grad_y.to(weight.dtype) + of_moments / count
+    grad_weight = conv2d_weight(grad, list(weight.shape), _activated(x, scale, shift, switches), padding=1)
+    grad_a = F.conv2d(grad, weight, padding=1)
+    if switches is not None:
+        grad_a = gather2x2(grad_a, switches)
+    grad_x, grad_scale, grad_shift = _activation_gradients(grad_a, x, scale, shift)
+    return grad_x, grad_weight, grad_scale, grad_shift
+
+
+def seg_score(x: Tensor, scale: Tensor, shift: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """The two seg-scores in training (SPEC section 6): a 1x1 convolution of ``relu(scale * x + shift)``.
+
+    x ``[N,C,H,W]``, scale and shift ``[C]``, weight ``[2,C]``, bias ``[2]``; returns ``[N,2,H,W]`` (background,
+    foreground) in weight's dtype, in which it is computed.
+    """
+    return F.conv2d(_activated(x, scale, shift), weight[:, :, None, None], bias)
+
+
+def seg_score_backward(
+    grad_y: Tensor, x: Tensor, scale: Tensor, shift: Tensor, weight: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of :func:`seg_score` for x, scale, shift, weight and bias, from grad_y ``[N,2,H,W]``."""
+    grad_weight = torch.einsum("nkhw,nchw->kc", grad_y, _activated(x, scale, shift))
+    grad_a = torch.einsum("nkhw,kc->nchw", grad_y, weight)
+    return *_activation_gradients(grad_a, x, scale, shift), grad_weight, grad_y.sum((0, 2, 3))
+
+
+def _by_channel(values: Tensor) -> Tensor:
+    return values[:, None, None]
+
+
+def _activated(x: Tensor, scale: Tensor, shift: Tensor, switches: Tensor | None = None) -> Tensor:
+    """What batch normalisation, by its scale and shift, and ReLU make of x; unpooled where there are switches."""
+    a = F.relu(x.to(scale.dtype) * _by_channel(scale) + _by_channel(shift))
+    return a if switches is None else max_unpool2x2(a, switches, 2 * x.shape[2], 2 * x.shape[3])
+
+
+def _activation_gradients(grad_a: Tensor, x: Tensor, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients for x (in its dtype), scale and shift, from that of ``relu(scale * x + shift)``."""
+    wide = x.to(scale.dtype)
+    grad = grad_a * (wide * _by_channel(scale) + _by_channel(shift) > 0)
+    return (grad * _by_channel(scale)).to(x.dtype), (grad * wide).sum((0, 2, 3)), grad.sum((0, 2, 3))

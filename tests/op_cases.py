@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ddn_fast import reference
 from ddn_fast.packing import Layout, pack_conv3x3
 from ddn_fast.plan import passes_of
 
@@ -216,6 +217,74 @@ _STAGES = (
     Conv3x3(0, (32, 32), 4, 4),
 )
 
+
+class Deconv3x3Moments(NamedTuple):
+    """A layer of C to O channels on N maps of h x w, unpooled first if `pooled`."""
+
+    maps: int
+    in_channels: int
+    out_channels: int
+    height: int
+    width: int
+    pooled: bool
+
+    def __call__(self, dtype: torch.dtype) -> tuple:
+        maps, inputs, outputs, height, width, pooled = self
+        generator = torch.Generator().manual_seed(inputs + height)
+        x = 2 * torch.randn(maps, inputs, height, width, generator=generator) + 1
+        weight = torch.randn(inputs, outputs, 3, 3, generator=generator) * (9 * inputs / 2) ** -0.5
+        scale, shift = torch.rand(inputs, generator=generator) + 0.5, torch.randn(inputs, generator=generator)
+        switches = make_switches(maps, inputs, 2 * height, 2 * width, seed=outputs) if pooled else None
+        return x.to(dtype), weight, scale, shift, switches
+
+    def backward(self, dtype: torch.dtype) -> tuple:
+        """Arguments of its gradients."""
+        arguments = self(dtype)
+        y, mean, _ = reference.deconv3x3_moments(*arguments)
+        generator = torch.Generator().manual_seed(self.out_channels)
+        grad_y = torch.randn(y.shape, generator=generator).to(dtype)
+        of_moments = torch.randn(2, self.out_channels, generator=generator) * y[:, 0].numel() ** 0.5
+        return grad_y, *of_moments, y, mean, *arguments
+
+
+class SegScore(NamedTuple):
+    """N maps of C channels on H x W pixels."""
+
+    maps: int
+    channels: int
+    height: int
+    width: int
+
+    def __call__(self, dtype: torch.dtype) -> tuple:
+        generator = torch.Generator().manual_seed(self.channels)
+        x = torch.randn(*self, generator=generator).to(dtype)
+        scale, shift = (
+            torch.rand(self.channels, generator=generator) + 0.5,
+            torch.randn(self.channels, generator=generator),
+        )
+        return x, scale, shift, torch.randn(2, self.channels, generator=generator), torch.tensor([0.5, -2.0])
+
+    def backward(self, dtype: torch.dtype) -> tuple:
+        """Arguments of its gradients."""
+        generator = torch.Generator().manual_seed(self.width)
+        grad_y = torch.randn(self.maps, 2, self.height, self.width, generator=generator)
+        return grad_y, *self(dtype)[:4]
+
+
+# whole and cut blocks of 32 channels and tiles of 4x4, one pixel, many input channels, several groups of tiles
+_LAYERS = (
+    Deconv3x3Moments(2, 40, 33, 3, 5, True),
+    Deconv3x3Moments(1, 36, 64, 7, 9, False),
+    Deconv3x3Moments(2, 4, 5, 1, 1, False),
+    Deconv3x3Moments(3, 16, 48, 5, 6, True),
+    Deconv3x3Moments(1, 288, 32, 4, 4, True),
+    Deconv3x3Moments(2, 64, 64, 30, 41, True),
+)
+_SCORED = (SegScore(2, 40, 5, 3), SegScore(1, 64, 8, 16), SegScore(3, 1, 1, 1), SegScore(1, 7, 30, 20))
+
+# of those the plain formula's rounding is half as large, and places within a tile differ (ddn_fast/packing.py)
+WINOGRAD = ("deconv3x3_moments", "deconv3x3_moments_backward")
+
 # op to its cases, each of which makes its arguments in a dtype; the first one is small and has whole and cut blocks
 CASES: dict[str, tuple[Callable[[torch.dtype], tuple], ...]] = {
     "conv3x3": _STAGES,
@@ -250,7 +319,12 @@ CASES: dict[str, tuple[Callable[[torch.dtype], tuple], ...]] = {
         MergeScores(20, 40, 23, 20, 23),
         MergeScores(3, 64, 100, 75, 100),
     ),
+    "deconv3x3_moments": _LAYERS,
+    "deconv3x3_moments_backward": tuple(layer.backward for layer in _LAYERS),
+    "seg_score": _SCORED,
+    "seg_score_backward": tuple(scored.backward for scored in _SCORED),
 }
+TRAINING = tuple(name for name in CASES if name.startswith(("deconv3x3_moments", "seg_score")))
 
 
 def dtypes_of(op: str) -> tuple[torch.dtype, ...]:

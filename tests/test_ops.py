@@ -16,6 +16,7 @@ from op_cases import (
     INPUTS,
     LAYOUTS,
     SHAPES,
+    TRAINING,
     Shape,
     channels_last,
     make_image_of_pass,
@@ -318,7 +319,9 @@ def test_every_schema_has_its_op_formula_case_kernels_and_gradient(name: str) ->
         assert list(code.co_varnames[: code.co_argcount]) == arguments, space.__name__
     assert (name in INPUTS) != (name in CASES)
     kernel = "conv3x3" if name.startswith("conv3x3") else name  # one kernel with three ends
-    on_cuda = [f"cuda/{kernel}.cu", f"cuda/{kernel}.cuh"] if name != "dense" else []  # that is the vendor library's
+    kernel = kernel.removesuffix("_backward")
+    vendors = name == "dense" or name in TRAINING  # put together from the vendor library's
+    on_cuda = [f"cuda/{kernel}.cu", f"cuda/{kernel}.cuh"] if not vendors else []
     for file in (f"cpu/{kernel}.cpp", *on_cuda):
         assert (ROOT / "csrc" / file).is_file(), file
     emulated = "".join(path.read_text() for path in (ROOT / "tests/native").glob("test_*.cpp"))

@@ -64,10 +64,12 @@ DDN_INLINE int tap_offsets(const Conv3x3Layer& layer, int64_t pitch, int64_t (&o
   return one_tap(layer) ? 1 : 9;
 }
 
-// Bias of one block of outputs, padded with zeros.
-DDN_INLINE void load_bias(const Conv3x3Layer& layer, int64_t block, float (&bias)[kBlock]) {
+// Bias of one block of outputs, padded with zeros; null where the layer has none.
+DDN_INLINE const float* load_bias(const Conv3x3Layer& layer, int64_t block, float (&bias)[kBlock]) {
+  if (!layer.bias) return nullptr;
   const int count = channels_in(block, layer.out_channels);
   for (int c = 0; c < kBlock; ++c) bias[c] = c < count ? layer.bias[block * kBlock + c] : 0.0f;
+  return bias;
 }
 
 // What a kernel is asked for: `count` rows of one layer's result, of blocks of outputs, of maps of the same shape.
@@ -128,19 +130,21 @@ DDN_INLINE void store_positions(uint8_t* switches, UVec position, int bytes) {
   std::memcpy(switches, &bits, bytes < kWidth / 4 ? bytes : kWidth / 4);
 }
 
+// The same of `count` channels, whose bytes may end with the map.
+DDN_INLINE UVec some_positions(const uint8_t* switches, int count) {
+  if (count >= kWidth) return positions(switches);
+  uint8_t bytes[kWidth / 4] = {};
+  for (int k = 0; k < (count + 3) / 4; ++k) bytes[k] = switches[k];
+  return positions(bytes);
+}
+
 // The four places of a window from one value: places[dy][dx] gets it where the switch says so, else 0.
 // Row y of the unpooled map: only dy = y % 2 is written.
 template <class E, class X>
 DDN_INLINE void unpool_block(E* left, E* right, const X* from, const uint8_t* switches, int dy, int count) {
   for (int c = 0; c < kBlock; c += kWidth) {
     const int some = at_most_block(count - c);
-    uint8_t bytes[kWidth / 4] = {};
-    const uint8_t* at = switches + c / 4;
-    if (some < kWidth) {  // the last channels: their bytes end with the map
-      for (int k = 0; k < (some + 3) / 4; ++k) bytes[k] = at[k];
-      at = bytes;
-    }
-    const UVec position = positions(at), value = (UVec)load_some(from + c, some);
+    const UVec position = some_positions(switches + c / 4, some), value = (UVec)load_some(from + c, some);
     store(left + c, (Vec)((UVec)(position == 2 * dy) & value));
     store(right + c, (Vec)((UVec)(position == 2 * dy + 1) & value));
   }

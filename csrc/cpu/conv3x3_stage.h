@@ -1,4 +1,5 @@
-// A stage of 3x3 convolutions: how rows, channels and threads are cut. Kernel computes rows of one layer:
+// A stage of 3x3 convolutions: how rows, channels and threads are cut. Kernel computes rows of one layer, Io brings
+// them in from the caller's maps and out to them:
 //
 //   struct Kernel {
 //     using E = float or BF16;                              // what maps are held in between
@@ -7,6 +8,12 @@
 //     static int64_t row_unit(const Conv3x3Layer&);         // rows it computes together, from a multiple of it on
 //     static void rows(const RowsJob<E>&, void* scratch);
 //   };
+//   struct Io {
+//     size_t lines_bytes() const;  // scratch of load
+//     void load(int64_t n, int64_t y, const Rows<E>& to, int64_t row, int64_t block_begin, int64_t block_end,
+//               void* lines) const;                               // row y of map n, with its borders
+//     void finish(int64_t n, int64_t y, int64_t count, const Rows<E>& from, int64_t row) const;
+//   };                             // rows [y, y + count) of map n; y is even, and so is count but at an odd height
 //
 // Two ways. Large maps go depth-first: a thread has a band of rows and takes a few of them through all layers while
 // they are in its cache, keeping two rows of each layer's input for the next few. Small maps with large weights go
@@ -24,13 +31,14 @@ namespace {
 constexpr int64_t kUnit = 4;
 constexpr int64_t kSlack = 64;  // pixels after a plane that a kernel may read or write and nobody needs
 
-template <class Kernel, class X>
+// Of p it reads the layers and the sizes of maps.
+template <class Kernel, class Io>
 class Stage {
   using E = typename Kernel::E;
   using Map = Rows<E>;
 
  public:
-  Stage(const Conv3x3Params& p, const Parallel& parallel) : p_(p), parallel_(parallel) {
+  Stage(const Conv3x3Params& p, const Io& io, const Parallel& parallel) : p_(p), io_(io), parallel_(parallel) {
   }
 
   void run() {
@@ -52,11 +60,9 @@ class Stage {
   };
 
   const Conv3x3Params& p_;
+  const Io& io_;
   const Parallel& parallel_;
 
-  bool whole_kernel() const {
-    return one_tap(p_.layers[0]);
-  }
   int64_t in_blocks(int64_t layer) const {
     return in_blocks_of(p_.layers[layer]);
   }
@@ -70,33 +76,13 @@ class Stage {
     return (rows * pitch() + 1 + kSlack) * kBlock;
   }
 
-  size_t lines_bytes() const {
-    return whole_kernel() ? 3 * ((p_.width + 2) * p_.layers[0].in_channels + 16) * sizeof(E) : 0;
-  }
   size_t kernel_bytes() const {
-    size_t most = lines_bytes();
+    size_t most = io_.lines_bytes();
     for (int64_t l = 0; l < p_.layer_count; ++l) {
       const size_t bytes = Kernel::scratch_bytes(p_.layers[l]);
       most = bytes > most ? bytes : most;
     }
     return (most + 4095) / 4096 * 4096;
-  }
-
-  void load(int64_t n, int64_t y, const Map& to, int64_t row, int64_t begin, int64_t end, void* lines) const {
-    if (whole_kernel())
-      load_kernel_row<E, X>(p_, n, y, to, row, static_cast<E*>(lines));
-    else
-      load_row<E, X>(p_, n, y, to, row, begin, end);
-  }
-
-  // Rows [y, y + count) of map n out of `from`; count is even where pooled.
-  void finish(int64_t n, int64_t y, int64_t count, const Map& from, int64_t row) const {
-    if (p_.y_switches)
-      for (int64_t k = 0; k < count; k += 2) pool_rows<E, X>(p_, n, y + k, from, row + k, out_channels());
-    else if (p_.score)
-      for (int64_t k = 0; k < count; ++k) score_row<E>(p_, n, y + k, from, row + k, out_channels());
-    else
-      for (int64_t k = 0; k < count; ++k) store_row<E, X>(p_, n, y + k, from, row + k, out_channels());
   }
 
   // A layer's input on its way through a band: image rows [first, end) are there.
@@ -156,7 +142,7 @@ class Stage {
       const Window& w = windows[count - 1];
       Kernel::rows({p_.layers[count - 1], w.map, y - 1 - w.first, out, 0, rows, 0, blocks_of(out_channels())},
                    kernel_scratch);
-      finish(n, y, rows, out, 0);
+      io_.finish(n, y, rows, out, 0);
     }
   }
 
@@ -196,7 +182,7 @@ class Stage {
     const int64_t last = l > 0 ? made_until(l, until) : least(until, p_.height);
     if (last > w.end) {
       if (l == 0) {
-        for (int64_t y = w.end; y < last; ++y) load(n, y, w.map, y - w.first, 0, w.blocks, kernel_scratch);
+        for (int64_t y = w.end; y < last; ++y) io_.load(n, y, w.map, y - w.first, 0, w.blocks, kernel_scratch);
       } else {
         const Window& from = windows[l - 1];
         Kernel::rows(
@@ -240,14 +226,14 @@ class Stage {
       parallel_(now * units, [&](int64_t begin, int64_t end) {
         for (int64_t k = begin; k < end; ++k) {
           const int64_t y = k % units * 2;
-          finish(n + k / units, y, p_.height - y < 2 ? 1 : 2, map(from, k / units), y + 1);
+          io_.finish(n + k / units, y, p_.height - y < 2 ? 1 : 2, map(from, k / units), y + 1);
         }
       });
     }
   }
 
   void load_plane(int64_t n, const Map& to, int64_t block, void* lines) const {
-    for (int64_t y = 0; y < p_.height; ++y) load(n, y, to, y + 1, block, block + 1, lines);
+    for (int64_t y = 0; y < p_.height; ++y) io_.load(n, y, to, y + 1, block, block + 1, lines);
     zero_outside(to, block, block + 1);
   }
 
@@ -276,13 +262,41 @@ class Stage {
   }
 };
 
-// The stage with the caller's maps in either dtype.
+// The ways in and out of the inference ops; X is what the caller's maps hold.
+template <class E, class X>
+struct InferenceIo {
+  const Conv3x3Params& p;
+
+  size_t lines_bytes() const {
+    return one_tap(p.layers[0]) ? 3 * ((p.width + 2) * p.layers[0].in_channels + 16) * sizeof(E) : 0;
+  }
+
+  void load(int64_t n, int64_t y, const Rows<E>& to, int64_t row, int64_t block_begin, int64_t block_end,
+            void* lines) const {
+    if (one_tap(p.layers[0]))
+      load_kernel_row<E, X>(p, n, y, to, row, static_cast<E*>(lines));
+    else
+      load_row<E, X>(p, n, y, to, row, block_begin, block_end);
+  }
+
+  void finish(int64_t n, int64_t y, int64_t count, const Rows<E>& from, int64_t row) const {
+    const int64_t channels = p.layers[p.layer_count - 1].out_channels;
+    if (p.y_switches)
+      for (int64_t k = 0; k < count; k += 2) pool_rows<E, X>(p, n, y + k, from, row + k, channels);
+    else if (p.score)
+      for (int64_t k = 0; k < count; ++k) score_row<E>(p, n, y + k, from, row + k, channels);
+    else
+      for (int64_t k = 0; k < count; ++k) store_row<E, X>(p, n, y + k, from, row + k, channels);
+  }
+};
+
 template <class Kernel>
 void run_stage(const Conv3x3Params& p, const Parallel& parallel) {
+  using E = typename Kernel::E;
   if (p.dtype == Dtype::bfloat16)
-    Stage<Kernel, BF16>(p, parallel).run();
+    Stage<Kernel, InferenceIo<E, BF16>>(p, {p}, parallel).run();
   else
-    Stage<Kernel, float>(p, parallel).run();
+    Stage<Kernel, InferenceIo<E, float>>(p, {p}, parallel).run();
 }
 
 }  // namespace

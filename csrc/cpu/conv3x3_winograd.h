@@ -84,7 +84,7 @@ DDN_INLINE void transform_out(const Vec (&m)[6], Vec (&y)[4]) {
   y[3] = 0.5f * b + 2 * d + m[5];
 }
 
-// The reverse for one block of outputs: 36 points to 4x4, bias and ReLU.
+// The reverse for one block of outputs: 36 points to 4x4, bias and ReLU where there is a bias.
 inline void tile_out(const float* from, int64_t point, const float* bias, float* to, int64_t row) {
   for (int v = 0; v < kBlock; v += kWidth) {
     Vec half[4][6];
@@ -97,13 +97,13 @@ inline void tile_out(const float* from, int64_t point, const float* bias, float*
 #pragma GCC unroll 4
       for (int i = 0; i < 4; ++i) half[i][j] = y[i];
     }
-    const Vec b = load(bias + v);
+    const Vec b = bias ? load(bias + v) : Vec{};
 #pragma GCC unroll 4
     for (int i = 0; i < 4; ++i) {
       Vec y[4];
       transform_out(half[i], y);
 #pragma GCC unroll 4
-      for (int j = 0; j < 4; ++j) store(to + i * row + j * kBlock + v, relu(y[j] + b));
+      for (int j = 0; j < 4; ++j) store(to + i * row + j * kBlock + v, bias ? relu(y[j] + b) : y[j]);
     }
   }
 }
@@ -216,8 +216,8 @@ class Group {
   }
 
   void transform_back(int64_t block) const {
-    float bias[kBlock];
-    load_bias(job_.layer, block, bias);
+    float values[kBlock];
+    const float* bias = load_bias(job_.layer, block, values);
     const int64_t row = job_.out.pitch * kBlock;
     for (int t = 0; t < count_; ++t) {
       const float* from = products_ + t * kBlock;

@@ -36,7 +36,7 @@ struct Arena {
 }  // namespace
 
 void* scratch(Scratch kind, size_t bytes) {
-  thread_local Arena arenas[2];
+  thread_local Arena arenas[3];
   Arena& arena = arenas[static_cast<int>(kind)];
   if (bytes > arena.bytes) arena.grow(bytes);
   return arena.memory;

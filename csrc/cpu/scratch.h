@@ -5,7 +5,11 @@
 
 namespace ddn::cpu {
 
-enum class Scratch { shared, worker };  // what a call's threads share; what each of them has for itself
+enum class Scratch {
+  shared,   // what a call's threads share
+  weights,  // packed in a call, and shared
+  worker,   // what each thread has for itself
+};
 
 // At least `bytes` at a multiple of 4096; the content is arbitrary. Valid until the thread asks again for the same
 // kind. Throws std::bad_alloc.

@@ -71,6 +71,27 @@ DDN_INLINE void store(BF16* to, Vec v) {
 }
 
 // The first `count` values, the rest 0; and their reverse. For the last channels of a map.
+#if defined(__AVX512VL__) && defined(__AVX512BW__)
+DDN_INLINE __mmask16 lanes_below(int count) {
+  return static_cast<__mmask16>(count <= 0 ? 0 : (1u << count) - 1);
+}
+DDN_INLINE Vec load_some(const float* from, int count) {
+  return count >= kWidth ? load(from) : (Vec)_mm512_maskz_loadu_ps(lanes_below(count), from);
+}
+DDN_INLINE Vec load_some(const BF16* from, int count) {
+  if (count >= kWidth) return load(from);
+  return (Vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(lanes_below(count), from)), 16);
+}
+DDN_INLINE void store_some(float* to, Vec v, int count) {
+  count >= kWidth ? store(to, v) : _mm512_mask_storeu_ps(to, lanes_below(count), (__m512)v);
+}
+DDN_INLINE void store_some(BF16* to, Vec v, int count) {
+  if (count >= kWidth) return store(to, v);
+  BF16 padded[kWidth];
+  store(padded, v);
+  _mm256_mask_storeu_epi16(to, lanes_below(count), load_bits<__m256i>(padded));
+}
+#else
 template <class E>
 DDN_INLINE Vec load_some(const E* from, int count) {
   if (count >= kWidth) return load(from);
@@ -85,6 +106,7 @@ DDN_INLINE void store_some(E* to, Vec v, int count) {
   store(padded, v);
   for (int k = 0; k < count; ++k) to[k] = padded[k];
 }
+#endif
 
 // max(v, 0) that keeps NaN, as torch's does: the instruction returns its second operand when either is NaN.
 DDN_INLINE Vec relu(Vec v) {

@@ -12,23 +12,9 @@
 #include <random>
 #include <vector>
 
+#include "exact_scratch.h"
+
 using namespace ddn;
-
-namespace ddn::cpu {
-
-void* scratch(Scratch kind, size_t bytes) {
-  static std::unique_ptr<void, void (*)(void*)> blocks[2] = {{nullptr, std::free}, {nullptr, std::free}};
-  auto& block = blocks[static_cast<int>(kind)];
-  block.reset(std::aligned_alloc(64, (bytes + 63) / 64 * 64));
-  std::memset(block.get(), 0xff, bytes);  // NaN in float and in bfloat16
-  return block.get();
-}
-
-size_t l2_bytes() {
-  return 1;  // as few rows at once as can be
-}
-
-}  // namespace ddn::cpu
 
 namespace {
 

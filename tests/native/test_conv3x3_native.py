@@ -1,4 +1,4 @@
-"""The convolution's own source, AMX tiles emulated, under sanitizers against plain loops (test_conv3x3.cpp)."""
+"""The convolutions' own source, AMX tiles emulated, under sanitizers against plain loops (test_*conv3x3*.cpp)."""
 
 from __future__ import annotations
 
@@ -19,3 +19,12 @@ def test_convolution_equals_plain_loops_under_sanitizers(flags: list[str], tmp_p
     if flags and "avx512_bf16" not in _C.cpu_isas():
         pytest.skip("no AVX512_BF16 here to run the intrinsics around the tiles")
     check_equal(build("test_conv3x3", tmp_path, ["-DDDN_EMULATE_AMX", *VECTORS, *QUIET, *flags]))
+
+
+@pytest.mark.parametrize("flags", [[], AVX512], ids=["plain", "avx512"])
+def test_layer_in_training_and_its_gradients_equal_plain_loops_under_sanitizers(
+    flags: list[str], tmp_path: Path
+) -> None:
+    if flags and "avx512_bf16" not in _C.cpu_isas():
+        pytest.skip("no AVX512_BF16 here")
+    check_equal(build("test_deconv3x3_moments", tmp_path, [*VECTORS, *QUIET, *flags]))

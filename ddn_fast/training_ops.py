@@ -1,0 +1,289 @@
+"""The fused ops of training, part of :mod:`ddn_fast.ops`: layers of the segmentation network and their gradients.
+
+    x -> relu(scale * x + shift) -> unpool -> transposed 3x3 convolution -> y, mean, var
+                  |_______________ batch normalisation of the layer before, as its scale and shift
+
+One op is a layer: it normalises where it reads, so that neither the normalised nor the unpooled map ever exists, and
+what is kept for the gradients is x, y and 2-bit switches. Between two ops stand vectors of one value a channel: batch
+normalisation is plain torch there, and so is its synchronisation among processes.
+
+Maps are float32 or bfloat16 in any strides, results channels_last; weights, vectors and all sums are float32. Results
+do not depend on the number of threads. On the CPU convolutions are winograd's F(4x4, 3x3) in float; on CUDA the
+vendor library's, in the dtype of the maps. Gradients of gradients are not there.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_Context = Any  # torch's autograd context has no public type
+
+
+def deconv3x3_moments(
+    x: Tensor, weight: Tensor, scale: Tensor, shift: Tensor, switches: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A layer of the segmentation network in training (SPEC section 6): a 3x3 transposed convolution, and its moments.
+
+    x ``[N,C,h,w]``: what the layer before gave, normalised and cut off here, ``relu(scale * x + shift)`` with scale and
+    shift ``[C]``; with switches ``[N,h,w,ceil(C/4)]`` then unpooled to H = 2h, W = 2w (identity 8). weight
+    ``[C,O,3,3]`` (channels_last is native). N at least 1, C and O at least 4. Returns y ``[N,O,H,W]`` in x's dtype, and
+    its mean and biased variance over N, H and W, ``[O]`` float32, which are summed row by row around each row's own
+    mean: no large number is subtracted from another.
+    """
+    return torch.ops.ddn_fast.deconv3x3_moments.default(x, weight, scale, shift, switches)
+
+
+def deconv3x3_moments_backward(
+    grad_y: Tensor,
+    grad_mean: Tensor,
+    grad_var: Tensor,
+    y: Tensor,
+    mean: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    switches: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of :func:`deconv3x3_moments` for x, weight, scale and shift, from those of its three results.
+
+    Beside its arguments it takes what it returned: y and mean. grad_y is of x's dtype; shapes as there.
+    """
+    return torch.ops.ddn_fast.deconv3x3_moments_backward.default(
+        grad_y, grad_mean, grad_var, y, mean, x, weight, scale, shift, switches
+    )
+
+
+def seg_score(x: Tensor, scale: Tensor, shift: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """The two seg-scores in training (SPEC section 6): a 1x1 convolution of ``relu(scale * x + shift)``.
+
+    x ``[N,C,H,W]``, scale and shift ``[C]``, weight ``[2,C]``, bias ``[2]``; returns ``[N,2,H,W]`` float32 (background,
+    foreground).
+    """
+    return torch.ops.ddn_fast.seg_score.default(x, scale, shift, weight, bias)
+
+
+def seg_score_backward(
+    grad_y: Tensor, x: Tensor, scale: Tensor, shift: Tensor, weight: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of :func:`seg_score` for x, scale, shift, weight and bias, from grad_y ``[N,2,H,W]``."""
+    return torch.ops.ddn_fast.seg_score_backward.default(grad_y, x, scale, shift, weight)
+
+
+def register() -> None:
+    """Gives torch the fake kernels, the gradients and what runs on CUDA; the schemas must be there."""
+    library = torch.library
+    library.register_fake("ddn_fast::deconv3x3_moments")(_moments_fake)
+    library.register_fake("ddn_fast::deconv3x3_moments_backward")(_moments_backward_fake)
+    library.register_fake("ddn_fast::seg_score")(_score_fake)
+    library.register_fake("ddn_fast::seg_score_backward")(_score_backward_fake)
+    library.register_kernel("ddn_fast::deconv3x3_moments", "cuda")(_moments_cuda)
+    library.register_kernel("ddn_fast::deconv3x3_moments_backward", "cuda")(_moments_backward_cuda)
+    library.register_kernel("ddn_fast::seg_score", "cuda")(_score_cuda)
+    library.register_kernel("ddn_fast::seg_score_backward", "cuda")(_score_backward_cuda)
+    library.register_autograd("ddn_fast::deconv3x3_moments", _moments_gradient, setup_context=_moments_context)
+    library.register_autograd("ddn_fast::seg_score", _score_gradient, setup_context=_score_context)
+
+
+# contracts
+
+
+def _check(condition: bool, op: str, text: str) -> None:
+    torch._check(condition, lambda: f"{op}: {text}")
+
+
+def _check_map(op: str, name: str, x: Tensor) -> None:
+    _check(
+        x.dtype in (torch.float32, torch.bfloat16) or (x.is_cuda and x.dtype == torch.float16),
+        op, f"{name} must be Float or BFloat16{', or Half' if x.is_cuda else ''}, got {x.dtype}",
+    )  # fmt: skip
+    _check(x.dim() == 4, op, f"{name} must be [N,C,H,W] with no empty axis, got {list(x.shape)}")
+
+
+def _check_vector(op: str, name: str, value: Tensor, *shape: int) -> None:
+    _check(value.dtype == torch.float32, op, f"{name} must be Float, got {value.dtype}")
+    _check(list(value.shape) == list(shape), op, f"{name} must be {list(shape)}, got {list(value.shape)}")
+
+
+def _layer_size(
+    op: str, x: Tensor, weight: Tensor, scale: Tensor, shift: Tensor, switches: Tensor | None
+) -> tuple[int, int, int, int]:
+    """Shape of what a layer gives; its arguments checked."""
+    _check_map(op, "x", x)
+    maps, channels, height, width = x.shape
+    fits = weight.dim() == 4 and weight.shape[0] == channels and tuple(weight.shape[2:]) == (3, 3)
+    _check(fits, op, f"weight must be [{channels},O,3,3], got {list(weight.shape)}")
+    _check(weight.dtype == torch.float32, op, f"weight must be Float, got {weight.dtype}")
+    _check_vector(op, "scale", scale, channels)
+    _check_vector(op, "shift", shift, channels)
+    if switches is None:
+        return maps, weight.shape[1], height, width
+    wanted = [maps, height, width, (channels + 3) // 4]
+    _check(list(switches.shape) == wanted, op, f"switches must be {wanted}, got {list(switches.shape)}")
+    return maps, weight.shape[1], 2 * height, 2 * width
+
+
+def _map_like(like: Tensor, shape: Any, dtype: torch.dtype | None = None) -> Tensor:
+    dtype = like.dtype if dtype is None else dtype
+    return torch.empty(tuple(shape), dtype=dtype, device=like.device, memory_format=torch.channels_last)
+
+
+def _moments_fake(
+    x: Tensor, weight: Tensor, scale: Tensor, shift: Tensor, switches: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    shape = _layer_size("deconv3x3_moments", x, weight, scale, shift, switches)
+    return _map_like(x, shape), scale.new_empty(shape[1]), scale.new_empty(shape[1])
+
+
+def _moments_backward_fake(
+    grad_y: Tensor,
+    grad_mean: Tensor,
+    grad_var: Tensor,
+    y: Tensor,
+    mean: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    switches: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    op = "deconv3x3_moments_backward"
+    shape = list(_layer_size(op, x, weight, scale, shift, switches))
+    for name, value in (("grad_y", grad_y), ("y", y)):
+        _check(list(value.shape) == shape, op, f"{name} must be {shape}, got {list(value.shape)}")
+        _check(value.dtype == x.dtype, op, f"{name} must be {x.dtype}, got {value.dtype}")
+    for name, value in (("mean", mean), ("grad_mean", grad_mean), ("grad_var", grad_var)):
+        _check_vector(op, name, value, shape[1])
+    return (
+        _map_like(x, x.shape),
+        _map_like(weight, weight.shape),
+        scale.new_empty(scale.shape),
+        shift.new_empty(shift.shape),
+    )
+
+
+def _score_fake(x: Tensor, scale: Tensor, shift: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    _check_score("seg_score", x, scale, shift, weight)
+    _check_vector("seg_score", "bias", bias, 2)
+    return _map_like(x, (x.shape[0], 2, x.shape[2], x.shape[3]), torch.float32)
+
+
+def _check_score(op: str, x: Tensor, scale: Tensor, shift: Tensor, weight: Tensor) -> None:
+    _check_map(op, "x", x)
+    _check_vector(op, "scale", scale, x.shape[1])
+    _check_vector(op, "shift", shift, x.shape[1])
+    _check_vector(op, "weight", weight, 2, x.shape[1])
+
+
+def _score_backward_fake(
+    grad_y: Tensor, x: Tensor, scale: Tensor, shift: Tensor, weight: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    _check_score("seg_score_backward", x, scale, shift, weight)
+    _check_vector("seg_score_backward", "grad_y", grad_y, x.shape[0], 2, x.shape[2], x.shape[3])
+    vectors = scale.new_empty(scale.shape), shift.new_empty(shift.shape), weight.new_empty(weight.shape)
+    return _map_like(x, x.shape), *vectors, weight.new_empty(2)
+
+
+# gradients
+
+
+def _moments_context(ctx: _Context, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    x, weight, scale, shift, switches = inputs
+    ctx.save_for_backward(output[0], output[1], x, weight, scale, shift, switches)
+
+
+def _moments_gradient(ctx: _Context, grad_y: Tensor, grad_mean: Tensor, grad_var: Tensor) -> tuple[Tensor | None, ...]:
+    return *deconv3x3_moments_backward(grad_y, grad_mean, grad_var, *ctx.saved_tensors), None
+
+
+def _score_context(ctx: _Context, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:4])
+
+
+def _score_gradient(ctx: _Context, grad_y: Tensor) -> tuple[Tensor, ...]:
+    return seg_score_backward(grad_y, *ctx.saved_tensors)
+
+
+# on CUDA: torch's own convolutions, in the dtype of the maps; the unpooled map lives for a moment
+
+
+def _by_channel(values: Tensor) -> Tensor:
+    return values[:, None, None]
+
+
+def _activated(x: Tensor, scale: Tensor, shift: Tensor, switches: Tensor | None = None) -> Tensor:
+    a = torch.addcmul(_by_channel(shift), x, _by_channel(scale)).relu_().to(x.dtype)
+    if switches is None:
+        return a
+    return torch.ops.ddn_fast.max_unpool2x2.default(a, switches, 2 * x.shape[2], 2 * x.shape[3])
+
+
+def _activation_gradients(grad_a: Tensor, x: Tensor, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    grad = grad_a.float() * (torch.addcmul(_by_channel(shift), x, _by_channel(scale)) > 0)
+    return (grad * _by_channel(scale)).to(x.dtype), (grad * x).sum((0, 2, 3)), grad.sum((0, 2, 3))
+
+
+def _moments_cuda(
+    x: Tensor, weight: Tensor, scale: Tensor, shift: Tensor, switches: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    _layer_size("deconv3x3_moments", x, weight, scale, shift, switches)
+    y = F.conv_transpose2d(_activated(x, scale, shift, switches), weight.to(x.dtype), padding=1)
+    y = y.contiguous(memory_format=torch.channels_last)
+    var, mean = torch.var_mean(y.float(), (0, 2, 3), correction=0)
+    return y, mean, var
+
+
+def _moments_backward_cuda(
+    grad_y: Tensor,
+    grad_mean: Tensor,
+    grad_var: Tensor,
+    y: Tensor,
+    mean: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    switches: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    _layer_size("deconv3x3_moments_backward", x, weight, scale, shift, switches)
+    count = y.numel() // y.shape[1]
+    of_moments = (
+        (y.float() - _by_channel(mean)).mul_(_by_channel(2 * grad_var / count)).add_(_by_channel(grad_mean / count))
+    )
+    grad = of_moments.add_(grad_y).to(x.dtype)
+    a = _activated(x, scale, shift, switches)
+    grad_a, grad_weight, _ = torch.ops.aten.convolution_backward.default(
+        grad, a, weight.to(x.dtype), None, [1, 1], [1, 1], [1, 1], True, [0, 0], 1, [True, True, False]
+    )
+    if switches is not None:
+        grad_a = torch.ops.ddn_fast.gather2x2.default(grad_a, switches)
+    grad_x, grad_scale, grad_shift = _activation_gradients(grad_a, x, scale, shift)
+    channels_last = torch.channels_last
+    return (
+        grad_x.contiguous(memory_format=channels_last),
+        grad_weight.float().contiguous(memory_format=channels_last),
+        grad_scale,
+        grad_shift,
+    )
+
+
+def _score_cuda(x: Tensor, scale: Tensor, shift: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    _check_score("seg_score", x, scale, shift, weight)
+    y = F.conv2d(_activated(x, scale, shift), weight[:, :, None, None].to(x.dtype), bias.to(x.dtype))
+    return y.float().contiguous(memory_format=torch.channels_last)
+
+
+def _score_backward_cuda(
+    grad_y: Tensor, x: Tensor, scale: Tensor, shift: Tensor, weight: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    _check_score("seg_score_backward", x, scale, shift, weight)
+    pixels = grad_y.permute(0, 2, 3, 1).flatten(0, 2)  # [N*H*W,2]
+    a = _activated(x, scale, shift).permute(0, 2, 3, 1).flatten(0, 2).float()
+    grad_a = (pixels @ weight).view(x.shape[0], x.shape[2], x.shape[3], -1).permute(0, 3, 1, 2)
+    grad_x, grad_scale, grad_shift = _activation_gradients(grad_a, x, scale, shift)
+    grad_x = grad_x.contiguous(memory_format=torch.channels_last)
+    return grad_x, grad_scale, grad_shift, pixels.T @ a, grad_y.sum((0, 2, 3))
