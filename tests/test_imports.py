@@ -14,7 +14,8 @@ PACKAGE = Path(__file__).parent.parent / "ddn_fast"
 # Imports point up this list only: a module knows those above it and none below.
 ORDER = [
     "_C",  # the compiled extension
-    "errors", "config", "images", "packing", "plan", "reference", "training_ops", "ops", "info", "segmentation", "network",
+    "distributed", "errors", "config", "images", "packing", "plan", "reference", "training_ops", "ops", "info",
+    "segmentation", "network",
     "folding", "image_part", "engine",
     "caffemodel", "release", "vgg", "weights", "evaluate",
     "data.voc", "data.tags", "data.few", "data.windows", "data.items", "data.datasets", "data.synthetic", "data",
