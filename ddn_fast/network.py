@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import reference
+from . import distributed, reference
 from .config import STAGE_CONVS, NetConfig
 from .errors import InputError
 from .segmentation import Segmenter
@@ -89,12 +89,28 @@ class BatchNorm(nn.Module):
         self.bias = nn.Parameter(torch.full((channels,), 0.001))
         self.register_buffer("running_mean", torch.zeros(channels))
         self.register_buffer("running_var", torch.ones(channels))
+        self.observer: Callable[[Tensor, Tensor], None] | None = None  # is shown the mean and variance of each batch
 
     def forward(self, x: Tensor) -> Tensor:
         """x ``[N,C,H,W]`` to the same shape."""
+        if self.training and self.observer:
+            var, mean = torch.var_mean(x, (0, 2, 3), correction=0)
+            self.observer(mean, var)
         if self.training:
             return F.batch_norm(x, None, None, self.weight, self.bias, training=True, eps=BN_EPS)
         return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=BN_EPS)
+
+    def affine(self, mean: Tensor, var: Tensor, count: int, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Scale and shift ``[C]`` with which a batch of these statistics is normalised: ``scale * x + shift``.
+
+        mean and var ``[C]``, biased, over the batch's `count` values a channel, in training mode. `bias` ``[C]`` was
+        left out of x: normalisation takes it away again, but it belongs to the statistics that stay.
+        """
+        mean, var = distributed.global_moments(mean, var, count)
+        if self.observer:
+            self.observer(mean if bias is None else mean + bias, var)
+        scale = self.weight * torch.rsqrt(var + BN_EPS)
+        return scale, self.bias - mean * scale
 
 
 class Encoder(nn.Module):

@@ -20,7 +20,7 @@ ORDER = [
     "caffemodel", "release", "vgg", "weights", "evaluate",
     "data.voc", "data.tags", "data.few", "data.windows", "data.items", "data.datasets", "data.synthetic", "data",
     "training.recipe", "training.loss", "training.solver", "training.bn", "training.checkpoint", "training.curves",
-    "training.loop", "training.classifier", "training.segmenter", "training",
+    "training.loop", "training.classifier", "training.trained_part", "training.segmenter", "training",
     "demo", "cli_predict", "cli", "",
 ]  # fmt: skip
 

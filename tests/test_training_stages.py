@@ -178,7 +178,8 @@ def test_stage_2_leaves_encoder_and_head_bit_for_bit(generated: VocFolder, tmp_p
     frozen, trained = state_of(net, "encoder.", "head."), state_of(net, "bridge.", "decoder.")
     got = stage_2(generated, tmp_path, {"iterations": 2, "optimizer": kind}, init=net)
     assert changed(frozen, got) == []
-    assert set(changed(trained, got)) == set(trained)
+    normalised = {name.replace("_bn.weight", ".bias") for name in trained if name.endswith("_bn.weight")}
+    assert set(changed(trained, got)) == set(trained) - normalised  # batch normalisation takes a bias away again
 
 
 @STAGES
@@ -260,7 +261,9 @@ def test_both_namespaces_of_ops_give_the_same_loss_and_gradients(accumulate: int
         gradients.append([p.grad for m in (net.bridge, net.decoder) for p in m.parameters()])
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     for a, b in zip(*gradients, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+        assert (a is None) == (b is None)
+        if a is not None:
+            torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
 
 
 def test_label_vector_of_training_holds_max_pooled_scores_times_the_subset(monkeypatch: pytest.MonkeyPatch) -> None:

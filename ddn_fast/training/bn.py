@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -23,23 +24,21 @@ def reestimate(model: nn.Module, batches: Iterable[Any], forward: Callable[[Any]
     layers = [module for module in model.modules() if isinstance(module, BatchNorm)]
     sums = {layer: (torch.zeros_like(layer.running_mean, dtype=torch.float64),) * 2 for layer in layers}
 
-    def observe(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        assert isinstance(layer, BatchNorm)
-        var, mean = torch.var_mean(inputs[0], (0, 2, 3), correction=0)
+    def observe(layer: BatchNorm, mean: Tensor, var: Tensor) -> None:
         sums[layer] = (sums[layer][0] + mean, sums[layer][1] + var)
 
     training = {module: module.training for module in model.modules()}
-    handles = [layer.register_forward_pre_hook(observe) for layer in layers]
     count = 0
     try:
         for layer in layers:
             layer.train()
+            layer.observer = functools.partial(observe, layer)
         for batch in batches:
             forward(batch)
             count += 1
     finally:
-        for handle in handles:
-            handle.remove()
+        for layer in layers:
+            layer.observer = None
         for module, was in training.items():
             module.training = was
     if count == 0:

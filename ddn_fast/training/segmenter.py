@@ -31,6 +31,7 @@ from .loop import Batch, Run, batches_from, check_stage, default_workers
 from .loss import segmentation_loss
 from .recipe import Recipe
 from .solver import build_optimizer, train_only, trained_modules
+from .trained_part import trained_scores
 
 DEFAULT_VAL_SPLIT = "val"
 
@@ -162,8 +163,7 @@ def training_scores(
 ) -> Tensor:
     """Seg-scores ``[P,2,S,S]`` of a batch of items, one pass each; `frozen` by :func:`frozen_part`, or the plain."""
     fixed = (frozen or functools.partial(frozen_plain, model))(batch["data"], batch["subset"])
-    joined = model.bridge(fixed.pool5, fixed.class_map)
-    return model.decoder(joined, fixed.switches, None, model.ops)
+    return trained_scores(model, fixed.pool5, fixed.class_map, fixed.switches)
 
 
 def _windows(
