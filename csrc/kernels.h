@@ -18,6 +18,7 @@ void gather2x2(const Gather2x2Params& p, int64_t row_begin, int64_t row_end);
 // Each shares its work out by itself, step by step.
 void conv3x3(const Conv3x3Params& p, const Parallel& parallel);
 void dense(const DenseParams& p, const Parallel& parallel);
+void dense_outer(const DenseOuterParams& p, const Parallel& parallel);
 void class_gate(const ClassGateParams& p, const Parallel& parallel);
 void merge_scores(const MergeScoresParams& p, const Parallel& parallel);
 void deconv3x3_moments(const Deconv3x3MomentsParams& p, const Parallel& parallel);

@@ -177,6 +177,15 @@ struct DenseParams {
   bool relu;
 };
 
+struct DenseOuterParams {
+  const float* a;   // [D,R]
+  const float* b;   // [D,C]
+  float* y;         // [R,C]
+  int64_t depth;    // D
+  int64_t rows;     // R
+  int64_t columns;  // C
+};
+
 struct ClassGateParams {
   const void* cls_weight;   // [L,F]
   const void* fc7_weight;   // [F,F]

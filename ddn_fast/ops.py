@@ -43,6 +43,7 @@ __all__ = [  # noqa: RUF022  in the order of reference.OPS
     "conv3x3_max_pool2x2",
     "conv3x3_score",
     "dense",
+    "dense_outer",
     "class_gate",
     "merge_scores",
     "deconv3x3_moments",
@@ -140,8 +141,17 @@ def dense(x: Tensor, weight: Tensor, bias: Tensor | None = None, relu: bool = Fa
 
     x ``[M,K]``, weight ``[N,K]``, each float32 or bfloat16, bias ``[N]`` float32; returns ``[M,N]`` float32. x is
     rounded to weight's dtype; products are summed in float32. Every weight is read once for up to 128 rows of x.
+    Gradients: of float32 x and weight, without bias and ReLU.
     """
     return torch.ops.ddn_fast.dense.default(x, weight, bias, relu)
+
+
+def dense_outer(a: Tensor, b: Tensor) -> Tensor:
+    """``a.T @ b``: the sum of the outer products of their rows, of which the gradients of :func:`dense` are made.
+
+    a ``[D,R]``, b ``[D,C]``, float32; returns ``[R,C]``. Its gradients are made of :func:`dense` and itself.
+    """
+    return torch.ops.ddn_fast.dense_outer.default(a, b)
 
 
 def class_gate(
@@ -335,6 +345,60 @@ def _dense_cuda(x: Tensor, weight: Tensor, bias: Tensor | None = None, relu: boo
     return y.relu_() if relu else y
 
 
+def _dense_context(ctx: _Context, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, weight, bias, relu = inputs
+    plain = bias is None and not relu and x.dtype == weight.dtype == torch.float32
+    ctx.save_for_backward(*((x, weight) if plain else ()))
+
+
+def _dense_backward(ctx: _Context, grad: Tensor) -> tuple[Tensor | None, ...]:
+    if not ctx.saved_tensors:
+        raise RuntimeError("dense has gradients of float32 x and weight only, without bias and relu")
+    x, weight = ctx.saved_tensors
+    wanted = ctx.needs_input_grad
+    return (
+        dense_outer(grad.T, weight) if wanted[0] else None,
+        dense_outer(grad, x) if wanted[1] else None,
+        None,
+        None,
+    )
+
+
+def _check_outer(a: Tensor, b: Tensor) -> None:
+    for name, tensor in (("a", a), ("b", b)):
+        torch._check(
+            tensor.dtype == torch.float32,
+            lambda name=name, tensor=tensor: f"dense_outer: {name} must be Float, got {tensor.dtype}",
+        )
+    torch._check(a.dim() == 2, lambda: f"dense_outer: a must be [D,R], got {list(a.shape)}")
+    torch._check(
+        b.dim() == 2 and b.shape[0] == a.shape[0],
+        lambda: f"dense_outer: b must be [{a.shape[0]},C], got {list(b.shape)}",
+    )
+
+
+@torch.library.register_fake("ddn_fast::dense_outer")
+def _dense_outer_fake(a: Tensor, b: Tensor) -> Tensor:
+    _check_outer(a, b)
+    return a.new_empty(a.shape[1], b.shape[1])
+
+
+@torch.library.register_kernel("ddn_fast::dense_outer", "cuda")
+def _dense_outer_cuda(a: Tensor, b: Tensor) -> Tensor:
+    _check_outer(a, b)
+    return a.T @ b
+
+
+def _dense_outer_context(ctx: _Context, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _dense_outer_backward(ctx: _Context, grad: Tensor) -> tuple[Tensor | None, ...]:
+    a, b = ctx.saved_tensors
+    wanted = ctx.needs_input_grad
+    return dense(b, grad) if wanted[0] else None, dense_outer(a.T, grad) if wanted[1] else None
+
+
 @torch.library.register_fake("ddn_fast::class_gate")
 def _class_gate_fake(
     cls_weight: Tensor,
@@ -426,9 +490,11 @@ def _register_without_gradient(op: str) -> None:
     torch.library.register_autograd(f"ddn_fast::{op}", backward)
 
 
+torch.library.register_autograd("ddn_fast::dense", _dense_backward, setup_context=_dense_context)
+torch.library.register_autograd("ddn_fast::dense_outer", _dense_outer_backward, setup_context=_dense_outer_context)
 training_ops.register()
 for _op in (
-    *("conv3x3", "conv3x3_max_pool2x2", "conv3x3_score", "dense", "class_gate", "merge_scores"),
+    *("conv3x3", "conv3x3_max_pool2x2", "conv3x3_score", "class_gate", "merge_scores"),
     *("deconv3x3_moments_backward", "seg_score_backward"),
 ):
     _register_without_gradient(_op)

@@ -23,6 +23,7 @@ OPS = (  # those with a fused twin in ddn_fast.ops
     "conv3x3_max_pool2x2",
     "conv3x3_score",
     "dense",
+    "dense_outer",
     "class_gate",
     "merge_scores",
     "deconv3x3_moments",
@@ -151,6 +152,14 @@ def dense(x: Tensor, weight: Tensor, bias: Tensor | None = None, relu: bool = Fa
     if bias is not None:
         y = y + bias.to(y.dtype)
     return F.relu(y) if relu else y
+
+
+def dense_outer(a: Tensor, b: Tensor) -> Tensor:
+    """``a.T @ b``: the sum of the outer products of their rows, of which the gradients of :func:`dense` are made.
+
+    a ``[D,R]``, b ``[D,C]``; returns ``[R,C]``.
+    """
+    return a.T @ b
 
 
 def class_gate(

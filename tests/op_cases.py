@@ -133,6 +133,19 @@ class Dense(NamedTuple):
         return x, weight, torch.randn(self.outputs, generator=generator), True
 
 
+class DenseOuter(NamedTuple):
+    """D rows, of R and of C columns."""
+
+    depth: int
+    rows: int
+    columns: int
+
+    def __call__(self, dtype: torch.dtype) -> tuple:
+        generator = torch.Generator().manual_seed(self.depth)
+        a, b = (torch.randn(self.depth, n, generator=generator).to(dtype) for n in self[1:])
+        return a, b
+
+
 class ClassGate(NamedTuple):
     """F features, K inputs of fc6, L labels, B images, A places, Q pairs."""
 
@@ -301,6 +314,14 @@ CASES: dict[str, tuple[Callable[[torch.dtype], tuple], ...]] = {
         Dense(300, 5, 33),
         Dense(0, 3, 4),
     ),
+    "dense_outer": (
+        DenseOuter(17, 33, 65),
+        DenseOuter(5, 400, 36),
+        DenseOuter(300, 12, 32),
+        DenseOuter(600, 13, 1000),
+        DenseOuter(1, 1, 1),
+        DenseOuter(0, 3, 4),
+    ),
     "class_gate": (
         ClassGate(40, 100, 5, 2, 4, 7),
         ClassGate(5, 7, 3, 2, 1, 1),
@@ -331,7 +352,8 @@ def dtypes_of(op: str) -> tuple[torch.dtype, ...]:
     """What the op takes."""
     if op in INPUTS:
         return DTYPES
-    return (torch.float32, torch.float64) if op == "merge_scores" else INFERENCE_DTYPES
+    special = {"merge_scores": (torch.float32, torch.float64), "dense_outer": (torch.float32,)}
+    return special.get(op, INFERENCE_DTYPES)
 
 
 def small_case(op: str, dtype: torch.dtype, device: str = "cpu") -> tuple:

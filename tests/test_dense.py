@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import pytest
 import torch
@@ -90,3 +91,46 @@ BAD = [
 def test_wrong_argument_is_named_with_what_was_wanted_and_got(args: tuple, message: str) -> None:
     with pytest.raises(RuntimeError, match=re.escape(f"dense: {message}")):
         ops.dense(*args)
+
+
+def test_gradients_of_dense_and_of_dense_outer_are_those_of_the_products() -> None:
+    """First and second ones: both ops are made of each other."""
+    generator = torch.Generator().manual_seed(2)
+    x, weight, a = (torch.randn(n, 37, generator=generator) for n in (6, 33, 6))
+    for op, plain, left in (
+        (ops.dense, lambda x, w: x @ w.T, x),
+        (ops.dense_outer, lambda a, b: a.T @ b, a),
+    ):
+        right = weight if op is ops.dense else x
+        found = []
+        for function, dtype in ((op, torch.float32), (plain, torch.float64)):
+            leaves = [t.detach().to(dtype).requires_grad_() for t in (left, right)]
+            first = torch.autograd.grad(function(*leaves).square().sum(), leaves, create_graph=True)
+            second = torch.autograd.grad(sum(g.square().sum() for g in first), leaves)
+            found.append((*first, *second))
+        for got, wanted in zip(*found, strict=True):
+            torch.testing.assert_close(got.double(), wanted, rtol=1e-5, atol=1e-5 * wanted.abs().max().item())
+
+
+@pytest.mark.parametrize(
+    "change", [{"bias": torch.zeros(33)}, {"relu": True}, {"weight": torch.zeros(33, 37).bfloat16()}]
+)
+def test_gradients_of_dense_that_are_not_there_are_refused(change: dict[str, Any]) -> None:
+    x = torch.zeros(6, 37, requires_grad=True)
+    y = ops.dense(**{"x": x, "weight": torch.zeros(33, 37), **change})
+    with pytest.raises(RuntimeError, match="dense has gradients of float32 x and weight only, without bias and relu"):
+        y.sum().backward()
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "message"),
+    [
+        (torch.zeros(3), torch.zeros(3, 2), "a must be [D,R] with R at least 1, got [3]"),
+        (torch.zeros(3, 2), torch.zeros(4, 2), "b must be [3,C] with C at least 1, got [4,2]"),
+        (torch.zeros(3, 2).bfloat16(), torch.zeros(3, 2), "a must be Float, got BFloat16"),
+        (torch.zeros(3, 2), torch.zeros(3, 2).double(), "b must be Float, got Double"),
+    ],
+)
+def test_wrong_argument_of_dense_outer_is_named(a: torch.Tensor, b: torch.Tensor, message: str) -> None:
+    with pytest.raises(RuntimeError, match=re.escape(f"dense_outer: {message}")):
+        ops.dense_outer(a, b)

@@ -1,4 +1,4 @@
-// The head's products: dense, class_gate.
+// The head's and the bridge's products: dense, dense_outer, class_gate.
 #include <utility>
 
 #include "torch/launch.h"
@@ -47,6 +47,26 @@ Tensor dense(const Tensor& x_any, const Tensor& weight_any, const std::optional<
       .relu = relu,
   };
   cpu::dense(p, torch_threads());
+  return y;
+}
+
+Tensor dense_outer(const Tensor& a_any, const Tensor& b_any) {
+  constexpr const char* op = "dense_outer";
+  check_dtype(op, "a", a_any, ScalarType::Float);
+  check_dtype(op, "b", b_any, ScalarType::Float);
+  check_same_device(op, "b", b_any, a_any, "a");
+  if (a_any.dim() != 2 || a_any.size(1) < 1) fail(op, "a must be [D,R] with R at least 1, got ", text(shape_of(a_any)));
+  if (b_any.dim() != 2 || b_any.size(0) != a_any.size(0) || b_any.size(1) < 1)
+    fail(op, "b must be [", a_any.size(0), ",C] with C at least 1, got ", text(shape_of(b_any)));
+  const Tensor a = torch::stable::contiguous(a_any), b = torch::stable::contiguous(b_any);
+  Tensor y = empty(a, {a.size(1), b.size(1)}, ScalarType::Float);
+  cpu::dense_outer({.a = static_cast<const float*>(a.const_data_ptr()),
+                    .b = static_cast<const float*>(b.const_data_ptr()),
+                    .y = static_cast<float*>(y.mutable_data_ptr()),
+                    .depth = a.size(0),
+                    .rows = a.size(1),
+                    .columns = b.size(1)},
+                   torch_threads());
   return y;
 }
 
@@ -130,6 +150,7 @@ Tensor class_gate(const Tensor& cls_weight_any, const Tensor& fc7_weight_any, co
 
 STABLE_TORCH_LIBRARY_FRAGMENT(ddn_fast, m) {
   m.def("dense(Tensor x, Tensor weight, Tensor? bias=None, bool relu=False) -> Tensor");
+  m.def("dense_outer(Tensor a, Tensor b) -> Tensor");
   m.def(
       "class_gate(Tensor cls_weight, Tensor fc7_weight, Tensor fc6_weight, Tensor fc6, Tensor fc7, Tensor position, "
       "Tensor image, Tensor label) -> Tensor");
@@ -137,10 +158,11 @@ STABLE_TORCH_LIBRARY_FRAGMENT(ddn_fast, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(ddn_fast, CPU, m) {
   m.impl("dense", TORCH_BOX(&ddn::dense));
+  m.impl("dense_outer", TORCH_BOX(&ddn::dense_outer));
   m.impl("class_gate", TORCH_BOX(&ddn::class_gate));
 }
 
-// dense on CUDA is the vendor library's, by way of torch: ddn_fast/ops.py registers it.
+// dense and dense_outer on CUDA are the vendor library's, by way of torch: ddn_fast/ops.py registers them.
 STABLE_TORCH_LIBRARY_IMPL(ddn_fast, CUDA, m) {
   m.impl("class_gate", TORCH_BOX(&ddn::class_gate));
 }

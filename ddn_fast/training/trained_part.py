@@ -31,7 +31,11 @@ def trained_scores(model: DecoupledNet, pool5: Tensor, class_map: Tensor, switch
     """
     served = pool5.dtype == torch.float32 and min(model.config.widths) >= LEAST_CHANNELS
     ops = model.ops if served else reference
-    layer = _Layer(_bridge(model.bridge, pool5, class_map), model.bridge.fc6_deconv_bn, model.bridge.fc6_deconv.bias)
+    half = torch.get_autocast_dtype(pool5.device.type) if torch.is_autocast_enabled(pool5.device.type) else None
+    joined = _bridge(model.bridge, pool5, class_map, ops)
+    layer = _Layer(
+        joined if half is None else joined.to(half), model.bridge.fc6_deconv_bn, model.bridge.fc6_deconv.bias
+    )
     for stage in range(5, 0, -1):
         for k in range(1, STAGE_CONVS[stage - 1] + 1):
             deconv, norm = (model.decoder.get_submodule(f"deconv{stage}_{k}{suffix}") for suffix in ("", "_bn"))
@@ -64,22 +68,23 @@ def _normalise(x: Tensor, norm: BatchNorm, bias: Tensor | None = None) -> Tensor
     return torch.addcmul(shift, values, scale)
 
 
-def _bridge(bridge: Bridge, pool5: Tensor, class_map: Tensor) -> Tensor:
+def _bridge(bridge: Bridge, pool5: Tensor, class_map: Tensor, ops: Any) -> Tensor:
     """pool5, class_map ``[P,C5,M,M]`` to what fc6-deconv gives before its normalisation, ``[P,C5,M,M]``.
 
     fc6-seg and fc6-deconv are products of matrices: as convolutions their weights, which are larger than all maps,
-    would be laid out anew at every step.
+    would be laid out anew at every step. In float32 even under autocast, which would round them all at every step.
     """
     passes, _, side, _ = pool5.shape
     kernel, grid = bridge.fc6_seg.kernel_size[0], side - bridge.fc6_seg.kernel_size[0] + 1
     pixels = [x.permute(0, 2, 3, 1).flatten(0, 2) for x in (pool5, class_map)]  # [P*M*M,C5]
     joined = torch.cat([_normalise(pixels[0], bridge.pool5_bn), _normalise(pixels[1], bridge.class_map_bn)], 1)
-    x = _Windows.apply(joined.view(passes, side, side, -1), kernel) @ _matrix(bridge.fc6_seg.weight).T
+    x = ops.dense(_Windows.apply(joined.view(passes, side, side, -1), kernel), _matrix(bridge.fc6_seg.weight))
     x = F.relu(_normalise(x, bridge.fc6_seg_bn, bridge.fc6_seg.bias))
-    x = F.relu(_normalise(x @ _matrix(bridge.fc7_seg.weight).T, bridge.fc7_seg_bn, bridge.fc7_seg.bias))
-    columns = x @ _matrix(bridge.fc6_deconv.weight)
-    y = _OverlapAdd.apply(_wide(columns).view(passes, grid, grid, kernel, kernel, -1))
-    return y.permute(0, 3, 1, 2).to(columns.dtype)
+    x = ops.dense(x, _matrix(bridge.fc7_seg.weight))
+    x = F.relu(_normalise(x, bridge.fc7_seg_bn, bridge.fc7_seg.bias))
+    columns = ops.dense_outer(x.T, _matrix(bridge.fc6_deconv.weight))
+    y: Tensor = _OverlapAdd.apply(columns.view(passes, grid, grid, kernel, kernel, -1))
+    return y.permute(0, 3, 1, 2)
 
 
 def _matrix(weight: Tensor) -> Tensor:
@@ -99,7 +104,7 @@ class _Windows(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         kernel, grid = ctx.kernel, ctx.side - ctx.kernel + 1
-        return overlap_add(_wide(grad).view(-1, grid, grid, kernel, kernel, grad.shape[1] // kernel**2)), None
+        return overlap_add(grad.view(-1, grid, grid, kernel, kernel, grad.shape[1] // kernel**2)), None
 
 
 class _OverlapAdd(torch.autograd.Function):
