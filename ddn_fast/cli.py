@@ -1,5 +1,7 @@
 """The command line: ``ddn-fast predict | evaluate | train | convert | generate | info``.
 
+Under torchrun ``train`` runs in several processes: the first prints, and of an error whichever met it first.
+
 Modules are imported inside the commands that need them, so that ``--help`` answers at once. Exit status: 0 done,
 1 done but for some images, 2 an error (one line on stderr), 130 interrupted.
 """
@@ -9,6 +11,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib
+import io
 import json
 import os
 import sys
@@ -24,18 +27,21 @@ if TYPE_CHECKING:
     from .segmentation import Segmenter
 
 INTERRUPTED = 130
+CACHE_GB = 2.0
 ENGINE_DTYPE = "float32"  # the labels of the plain network; bfloat16 is faster
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
-    arguments = build_parser().parse_args(argv)
+    with contextlib.nullcontext() if _is_first() else contextlib.redirect_stderr(io.StringIO()):
+        arguments = build_parser().parse_args(argv)
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
             status: int = arguments.run(arguments)
     except KeyboardInterrupt:
-        print("ddn-fast: interrupted", file=sys.stderr)
+        if _tells_failure():
+            print("ddn-fast: interrupted", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:  # the reader of our output is gone, as in `ddn-fast info | head -1`
         sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115  # nothing may fail again at exit
@@ -43,13 +49,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (DDNError, OSError) as error:
         if arguments.debug:
             traceback.print_exc()
-        print(f"ddn-fast: error: {' '.join(str(error).split())}", file=sys.stderr)
+        if _tells_failure():
+            where = "" if _is_first() else f" in process {os.environ['RANK']}"
+            print(f"ddn-fast: error{where}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     return status
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    print(f"ddn-fast: warning: {message}", file=sys.stderr)
+    if _is_first():
+        print(f"ddn-fast: warning: {message}", file=sys.stderr)
+
+
+def _is_first() -> bool:
+    """Whether this process was not started by torchrun, or is the first that was."""
+    return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0"
+
+
+def _tells_failure() -> bool:
+    group = sys.modules.get("ddn_fast.process_group")  # loaded where there may be other processes
+    return group is None or bool(group.is_first_failure())
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -149,7 +168,10 @@ def _add_train(commands: Any) -> None:
         where = "network to start from" + ("" if needed else " (convert VGG-16 first); without it a fresh one")
         sub.add_argument("--init", required=needed, type=Path, metavar="WEIGHTS", help=where)
         sub.add_argument("--resume", action="store_true", help="continue from the last checkpoint in DIR")
-        sub.add_argument("--workers", type=int, metavar="N", help="processes that load data")
+        sub.add_argument("--workers", type=int, metavar="N", help="processes that load data, for each one that trains")
+        text = "decoded images kept in memory, all workers together (default %(default)s)"
+        sub.add_argument("--cache-gb", type=float, default=CACHE_GB, metavar="GB", help=text)
+        sub.add_argument("--tensorboard", action="store_true", help="write DIR/tensorboard, too")
         _add_device_options(sub)
         sub.set_defaults(run=_train, stage=stage)
     segmenter, classifier = stages.choices["segmenter"], stages.choices["classifier"]
@@ -163,10 +185,20 @@ def _add_train(commands: Any) -> None:
 
 
 def _train(arguments: argparse.Namespace) -> int:
+    from .process_group import joined
+
+    with joined(lambda: _device(arguments.device)) as device:
+        return _train_on(device, arguments)
+
+
+def _train_on(device: str, arguments: argparse.Namespace) -> int:
+    from .data.datasets import cache_bytes_of_each
     from .data.voc import VocFolder
+    from .training.loop import default_workers
     from .training.recipe import load_recipe
     from .weights import load, read_metadata
 
+    workers = default_workers() if arguments.workers is None else arguments.workers
     names = ("tags",) if arguments.stage == "classifier" else ("val_split", "items")
     options = {name: getattr(arguments, name) for name in names}
     train = getattr(importlib.import_module(f"ddn_fast.training.{arguments.stage}"), f"train_{arguments.stage}")
@@ -177,12 +209,15 @@ def _train(arguments: argparse.Namespace) -> int:
         init=load(arguments.init) if arguments.init else None,
         split=arguments.split,
         resume=arguments.resume,
-        device=_device(arguments.device),
-        workers=arguments.workers,
+        device=device,
+        workers=workers,
         progress=not arguments.quiet,
+        cache_bytes=cache_bytes_of_each(arguments.cache_gb, workers),
+        tensorboard=arguments.tensorboard,
         **options,
     )
-    print(f"{arguments.out / 'weights'}: {_summary(read_metadata(arguments.out / 'weights'))}")
+    if _is_first():
+        print(f"{arguments.out / 'weights'}: {_summary(read_metadata(arguments.out / 'weights'))}")
     return 0
 
 

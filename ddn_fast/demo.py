@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 from .data.synthetic import generate
 from .data.tags import mask_classes
 from .data.voc import VocFolder
+from .drawing import PAPER, cell, overlay, sheet
 from .errors import DDNError
 from .evaluate import Evaluation, evaluate
-from .images import network_input, overlay, resize_matlab, save_image, write_atomic
+from .images import network_input, resize_matlab, save_image, write_atomic
 from .network import DecoupledNet
 from .plan import identify, plan_passes
 from .training.classifier import train_classifier
@@ -31,7 +32,6 @@ from .training.segmenter import train_segmenter
 Picture = NDArray[np.uint8]
 CELL = 190  # pixels a side
 CLASS_MAPS = 3  # rows of class maps in the picture, at most
-PAPER = 250  # grey level
 CACHE_BYTES = 1 << 30
 
 
@@ -102,11 +102,11 @@ def draw_sheet(model: DecoupledNet, folder: VocFolder, ids: list[str]) -> Pictur
     rows = max(map(len, maps), default=0)
     columns = []
     for name, (image, mask), found, result in zip(ids, pairs, maps, results, strict=True):
-        cells = [_cell(image, name), _cell(overlay(image, mask), "truth")]
-        cells += [_cell(_heat(image, plane), f"{label} {score:.2f}") for label, score, plane in found]
-        cells += [_cell(np.full_like(image, PAPER), "")] * (rows - len(found))
-        columns.append(np.vstack([*cells, _cell(result.overlay(legend=False), "result")]))
-    return np.hstack(columns)
+        cells = [cell(image, name, CELL), cell(overlay(image, mask), "truth", CELL)]
+        cells += [cell(_heat(image, plane), f"{label} {score:.2f}", CELL) for label, score, plane in found]
+        cells += [cell(np.full_like(image, PAPER), "", CELL)] * (rows - len(found))
+        columns.append([*cells, cell(result.overlay(legend=False), "result", CELL)])
+    return sheet(columns)
 
 
 def class_maps(model: DecoupledNet, image: Picture) -> list[tuple[str, float, NDArray[np.float32]]]:
@@ -128,16 +128,6 @@ def class_maps(model: DecoupledNet, image: Picture) -> list[tuple[str, float, ND
 def _heat(image: Picture, plane: NDArray[np.float32]) -> Picture:
     colours = cv2.applyColorMap((plane * 255).astype(np.uint8), cv2.COLORMAP_INFERNO)[:, :, ::-1]
     return np.asarray(0.25 * image + 0.75 * colours, np.uint8)
-
-
-def _cell(image: Picture, text: str) -> Picture:
-    height, width = image.shape[:2]
-    scale = (CELL - 8) / max(height, width)
-    small = cv2.resize(image, (round(width * scale), round(height * scale)), interpolation=cv2.INTER_AREA)
-    cell = np.full((CELL + 16, CELL, 3), PAPER, np.uint8)
-    cell[18 : 18 + small.shape[0], 4 : 4 + small.shape[1]] = small
-    cv2.putText(cell, text, (4, 13), cv2.FONT_HERSHEY_SIMPLEX, 0.42, (20, 20, 20), 1, cv2.LINE_AA)
-    return cell
 
 
 if __name__ == "__main__":

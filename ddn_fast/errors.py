@@ -35,3 +35,7 @@ class DivergedError(DDNError, RuntimeError):
 
 class NumericsError(DDNError, ArithmeticError):
     """Scores that are not numbers: damaged weights, or a dtype too narrow for them."""
+
+
+class DistributedError(DDNError, RuntimeError):
+    """Processes of one training run that do not fit together, or one of which has ended."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -155,6 +156,27 @@ def average_precision(scores: NDArray[Any], truth: NDArray[np.bool_]) -> float:
     return float(np.sum(np.diff(recall, prepend=0.0) * best))
 
 
+@dataclass(frozen=True, eq=False)
+class Counts:
+    """What figures are made of: those of a set are its parts' put together.
+
+    confusion  ``[L+1,L+1]`` int64 pixel counts, as in :class:`Evaluation`
+    scores     ``[N,L]`` float32, image-level, of each image
+    shown      ``[N,L]`` bool, whether its mask shows the class
+    """
+
+    confusion: NDArray[np.int64]
+    scores: NDArray[np.float32]
+    shown: NDArray[np.bool_]
+
+    def figures(self, classes: tuple[str, ...], labels: str = "identified", threshold: float = 0.5) -> Evaluation:
+        """Raises DataError where no image was counted."""
+        if not len(self.scores):
+            raise DataError("evaluate: wanted at least one image with a mask, got none")
+        ap = np.array([average_precision(self.scores[:, k], self.shown[:, k]) for k in range(len(classes))])
+        return Evaluation(classes, self.confusion, ap, len(self.scores), labels, threshold)
+
+
 class _Sample(NamedTuple):
     image: Source
     mask: Array
@@ -183,8 +205,26 @@ def evaluate(
     """
     if labels not in ("identified", "truth"):
         raise InputError(f"labels: wanted 'identified' or 'truth', got {labels!r}")
+    counts = count(model, data, split, labels=labels, threshold=threshold, batch_size=batch_size, progress=progress)
+    return counts.figures(model.config.classes, labels, threshold)
+
+
+def count(
+    model: Segmenter,
+    data: MaskedFolder | Iterable[tuple[Source, Array | str | Path]],
+    split: str | None = None,
+    *,
+    part: tuple[int, int] = (0, 1),
+    labels: Literal["identified", "truth"] = "identified",
+    threshold: float = 0.5,
+    batch_size: int = 8,
+    progress: bool = False,
+) -> Counts:
+    """Segment and compare, as :func:`evaluate` does; `part` (k, n) takes every n-th image from the k-th on."""
     classes = model.config.classes
     pairs = _pairs(data, split, classes)
+    if part != (0, 1):
+        pairs = list(itertools.islice(pairs, part[0], None, part[1]))
     waiting: deque[_Sample] = deque()  # decoded ahead and not yet compared: as many as the network holds, no more
     tags: deque[list[int]] = deque()
 
@@ -218,11 +258,8 @@ def evaluate(
         matrix += confusion(sample.mask, result.mask, len(classes))
         scores.append(result.scores)
         shown.append(np.isin(np.arange(len(classes)), sample.tags))
-    if not scores:
-        raise DataError("evaluate: wanted at least one image with a mask, got none")
-    score_table, truth_table = np.stack(scores), np.stack(shown)
-    ap = np.array([average_precision(score_table[:, k], truth_table[:, k]) for k in range(len(classes))])
-    return Evaluation(classes, matrix, ap, len(scores), labels, threshold)
+    rows = len(scores), len(classes)
+    return Counts(matrix, np.reshape(scores, rows).astype(np.float32), np.reshape(shown, rows).astype(bool))
 
 
 def _pairs(data: Any, split: str | None, classes: tuple[str, ...]) -> Iterable[tuple[Source, Array | str | Path]]:

@@ -10,9 +10,9 @@ import functools
 import io
 import math
 import os
+import re
 import secrets
 import struct
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,8 +24,6 @@ from PIL import (  # the plugins: each enters its format into Image.OPEN
     BmpImagePlugin,  # noqa: F401
     GifImagePlugin,  # noqa: F401
     Image,
-    ImageDraw,
-    ImageFont,
     JpegImagePlugin,  # noqa: F401
     PngImagePlugin,  # noqa: F401
     PpmImagePlugin,  # noqa: F401
@@ -340,16 +338,21 @@ def save_image(image: Array, path: str | Path) -> None:
     write_atomic(path, data.getvalue())
 
 
-def write_atomic(path: str | Path, data: bytes) -> None:
+def write_atomic(path: str | Path, data: bytes, durable: bool = False) -> None:
     """Write `data` to `path` so that no reader ever sees half of it: beside it first, then renamed over it.
 
-    Raises OSError that names `path`.
+    `durable` files are there after a power cut, too: what cost hours is worth the milliseconds. Raises OSError that
+    names `path`.
     """
     path = Path(path)
     temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
     try:
         temporary.write_bytes(data)
+        if durable:
+            sync(temporary)
         temporary.replace(path)
+        if durable:
+            sync(path.parent)
     except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -358,54 +361,17 @@ def write_atomic(path: str | Path, data: bytes) -> None:
         raise
 
 
-def overlay(image: Array, mask: Array, legend: Sequence[tuple[int, str]] = (), opacity: float = 0.5) -> Array:
-    """The image with its mask in translucent VOC colours and bright outlines; returns HxWx3 uint8.
-
-    image HxWx3 uint8, mask HxW uint8 (void too is painted), legend: (mask label, text) lines for the emptiest corner,
-    left out where they do not fit. Raises InputError if the sizes differ.
-    """
-    image = as_image(image)
-    if mask.dtype != np.uint8 or mask.shape != image.shape[:2]:
-        raise InputError(f"mask: wanted uint8 {list(image.shape[:2])}, got {mask.dtype} {list(mask.shape)}")
-    colours = voc_palette()[mask]
-    painted = image.astype(np.float32) * (1 - opacity) + colours.astype(np.float32) * opacity
-    result = np.where(mask[..., None] > 0, (painted + 0.5).astype(np.uint8), image)
-    result[_outline(mask)] = 255
-    return _draw_legend(result, mask, legend) if legend else result
+def sync(path: Path) -> None:
+    """Return when the file's content, or the folder's names, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
-def _outline(mask: Array) -> NDArray[np.bool_]:
-    """Pixels of a labelled region that touch another label, about two pixels wide on a 500-pixel image."""
-    edge = np.zeros(mask.shape, bool)
-    for reach in range(1, 2 + max(mask.shape) // 600):
-        across, down = mask[:, reach:] != mask[:, :-reach], mask[reach:] != mask[:-reach]
-        edge[:, reach:] |= across
-        edge[:, :-reach] |= across
-        edge[reach:] |= down
-        edge[:-reach] |= down
-    return edge & (mask > 0)
-
-
-def _draw_legend(image: Array, mask: Array, legend: Sequence[tuple[int, str]]) -> Array:
-    """A box of colour patches and texts in the corner where it hides the fewest labelled pixels."""
-    height, width = mask.shape
-    size = min(max(9, round(0.032 * max(height, width))), 64)
-    font = ImageFont.load_default(size)
-    if not isinstance(font, ImageFont.FreeTypeFont):  # a Pillow without FreeType knows Latin-1 only
-        legend = [(label, text.encode("latin-1", "replace").decode("latin-1")) for label, text in legend]
-    line, pad = round(1.35 * size), max(2, size // 3)
-    box_width = math.ceil(max(font.getbbox(text)[2] for _, text in legend)) + size + 3 * pad
-    box_height = line * len(legend) + 2 * pad
-    if box_width > width or box_height > height:
-        return image
-    corners = [(x, y) for y in (0, height - box_height) for x in (0, width - box_width)]
-    x, y = min(corners, key=lambda at: np.count_nonzero(mask[at[1] : at[1] + box_height, at[0] : at[0] + box_width]))
-    image[y : y + box_height, x : x + box_width] //= 4
-    picture = Image.fromarray(image)
-    draw = ImageDraw.Draw(picture)
-    for row, (label, text) in enumerate(legend):
-        top = y + pad + row * line + (line - size) // 2
-        colour = tuple(int(value) for value in voc_palette()[label])
-        draw.rectangle((x + pad, top, x + pad + size - 1, top + size - 1), fill=colour, outline="white")
-        draw.text((x + 2 * pad + size, top + size // 2), text, fill="white", font=font, anchor="lm")
-    return np.array(picture)
+def remove_leftovers(folder: Path) -> None:
+    """Remove what a process that was killed inside :func:`write_atomic` left: each is as large as a whole file."""
+    for path in folder.glob(".*.tmp"):
+        if re.fullmatch(r"\.[0-9a-f]{16}\.tmp", path.name):
+            path.unlink(missing_ok=True)

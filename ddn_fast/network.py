@@ -76,8 +76,9 @@ def best_position(score_map: Tensor) -> Tensor:
 class BatchNorm(nn.Module):
     """Batch normalisation as section 6 has it: ``weight * (x - mean) / sqrt(var + eps) + bias``, biased variance.
 
-    In training mode mean and variance are the batch's; in eval mode those of the buffers, which
-    :func:`ddn_fast.training.bn.reestimate` sets after training. Nothing is averaged on the way.
+    In training mode mean and variance are the batch's, of all its shares where several processes have one each; in eval
+    mode those of the buffers, which :func:`ddn_fast.training.bn.reestimate` sets after training. Nothing is averaged on
+    the way.
     """
 
     running_mean: Tensor
@@ -93,6 +94,8 @@ class BatchNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x ``[N,C,H,W]`` to the same shape."""
+        if self.training and distributed.together():
+            return distributed.batch_norm(x, self.weight, self.bias, BN_EPS)[0]
         if self.training and self.observer:
             var, mean = torch.var_mean(x, (0, 2, 3), correction=0)
             self.observer(mean, var)

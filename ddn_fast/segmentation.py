@@ -27,8 +27,9 @@ from torch import Tensor
 
 from . import reference
 from .config import NetConfig
+from .drawing import overlay
 from .errors import ImageError, InputError, NumericsError
-from .images import Array, as_image, network_input, overlay, save_mask
+from .images import Array, as_image, network_input, save_mask
 from .plan import Passes, identify, plan_passes
 
 Source = str | Path | NDArray[Any]

@@ -30,6 +30,7 @@ from torch import Tensor
 from .config import NetConfig
 from .engine import FastDecoupledNet
 from .errors import ConfigError, InputError, WeightsError
+from .images import sync
 from .network import DecoupledNet
 from .release import blank, raise_all, read_caffemodel
 from .vgg import load_vgg16
@@ -61,11 +62,11 @@ def save(model: DecoupledNet, folder: str | Path, metadata: dict[str, Any] | Non
         with _beside(folder / WEIGHTS) as weights, _beside(folder / CONFIG) as config:
             _write_tensors(weights, tensors, {"id": identity, "config": text})
             config.write_text(document, encoding="utf-8")
-            _sync(weights)
-            _sync(config)
+            sync(weights)
+            sync(config)
             os.replace(weights, folder / WEIGHTS)  # noqa: PTH105  # from here on the folder holds the new network
             os.replace(config, folder / CONFIG)  # noqa: PTH105
-            _sync(folder)
+            sync(folder)
     except OSError as error:
         raise WeightsError(f"{folder}: cannot write: {error.strerror or error}") from error
 
@@ -319,11 +320,3 @@ def _beside(path: Path) -> Iterator[Path]:
         yield temporary
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -60,4 +60,4 @@ def test_without_a_process_group_nothing_changes() -> None:
     got = distributed.global_moments(mean, var, 7)
     assert got[0] is mean
     assert got[1] is var
-    assert (distributed.size(), distributed.rank(), distributed.shares_batches()) == (1, 0, False)
+    assert (distributed.size(), distributed.rank(), distributed.together()) == (1, 0, False)

@@ -18,13 +18,13 @@ from slow_resize import slow_imresize_axis
 from tiny_net import random_image, write_image
 
 from ddn_fast.config import MEAN_BGR
+from ddn_fast.drawing import overlay
 from ddn_fast.errors import DataError, ImageError, InputError
 from ddn_fast.images import (
     as_image,
     load_image,
     load_mask,
     network_input,
-    overlay,
     resize_matlab,
     save_image,
     save_mask,

@@ -14,14 +14,14 @@ PACKAGE = Path(__file__).parent.parent / "ddn_fast"
 # Imports point up this list only: a module knows those above it and none below.
 ORDER = [
     "_C",  # the compiled extension
-    "distributed", "errors", "config", "images", "packing", "plan", "reference", "training_ops", "ops", "info",
-    "segmentation", "network",
-    "folding", "image_part", "engine",
+    "errors", "distributed", "config", "images", "drawing", "packing", "plan", "reference", "training_ops", "ops", "info",
+    "segmentation", "network", "folding", "image_part", "engine",
     "caffemodel", "release", "vgg", "weights", "evaluate",
     "data.voc", "data.tags", "data.few", "data.windows", "data.items", "data.datasets", "data.synthetic", "data",
     "training.recipe", "training.loss", "training.solver", "training.bn", "training.checkpoint", "training.curves",
-    "training.loop", "training.classifier", "training.trained_part", "training.segmenter", "training",
-    "demo", "cli_predict", "cli", "",
+    "training.board", "training.validation", "training.share", "training.loop", "training.classifier",
+    "training.trained_part", "training.segmenter", "training",
+    "demo", "process_group", "cli_predict", "cli", "train", "",
 ]  # fmt: skip
 
 FILES = {

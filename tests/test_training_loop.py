@@ -17,6 +17,7 @@ from tiny_training import assert_same_run, read_checkpoint, read_log, toy_run
 
 from ddn_fast.errors import CheckpointError, ConfigError, DivergedError
 from ddn_fast.training.loop import CHECKPOINT, LOG, Run, batches_from, check_stage, default_workers
+from ddn_fast.training.share import Share
 
 
 class StoppedError(Exception):
@@ -97,7 +98,7 @@ def test_progress_shows_loss_rate_speed_and_time_left(tmp_path: Path, capsys: py
 
 def test_validation_runs_when_due_and_is_logged(tmp_path: Path) -> None:
     run = toy_run(tmp_path, iterations=6, validate_every=2)
-    run.validate = lambda: {"mean_iu": 0.5}
+    run.validate = lambda iteration: run.add({"iteration": iteration, "mean_iu": 0.5})
     run.train()
     assert [entry["iteration"] for entry in run.log if "mean_iu" in entry] == [2, 4]  # at 6 the caller validates
 
@@ -321,7 +322,7 @@ def test_run_killed_at_any_moment_leaves_an_intact_checkpoint(tmp_path: Path) ->
 @pytest.mark.parametrize("start", [0, 4])
 def test_order_of_samples_does_not_depend_on_workers(tmp_path: Path, start: int, workers: int) -> None:
     run = toy_run(tmp_path)
-    batches = list(batches_from(run.items, run.recipe, start, workers))
+    batches = list(batches_from(run.items, Share(run.recipe).samples(start), workers))
     numbers = torch.cat([batch["x"] for batch in batches]).flatten().tolist()
     assert numbers == list(range(4 * start, 24))
     assert all(len(batch["x"]) == 2 for batch in batches)
@@ -331,7 +332,7 @@ def test_loading_draws_nothing_from_the_random_state_that_dropout_uses(tmp_path:
     run = toy_run(tmp_path)
     torch.manual_seed(0)
     before = torch.get_rng_state()
-    next(batches_from(run.items, run.recipe, 0, 0))
+    next(batches_from(run.items, Share(run.recipe).samples(0), 0))
     assert torch.equal(torch.get_rng_state(), before)
 
 

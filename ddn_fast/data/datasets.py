@@ -6,6 +6,7 @@ A sample is a function of (seed, n) alone, whatever the number of workers, so a 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
+from .. import distributed
 from ..config import TRAIN_MEAN_BGR
-from ..errors import DataError, ImageError
+from ..errors import DataError, ImageError, InputError
 from ..images import load_image, load_mask
 from .items import NEW_SIDE, classification_item, jittered_window, random_offset, segmentation_item
 from .voc import VocFolder, check_same_size
@@ -60,6 +62,16 @@ class ImageStore:
             self._kept[path] = array
             self._bytes += array.nbytes
         return array
+
+
+def cache_bytes_of_each(gigabytes: float, workers: int) -> int:
+    """What each store may keep where all of this machine's together keep `gigabytes`; `workers` per process, 0: itself.
+
+    Raises InputError unless it is 0 or more.
+    """
+    if not 0 <= gigabytes < math.inf:
+        raise InputError(f"cache: wanted 0 gigabytes or more, got {gigabytes}")
+    return int(gigabytes * 2**30 / (max(1, workers) * distributed.local_size()))
 
 
 class _RunItems(Dataset[dict[str, Tensor]]):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from .. import distributed
 from ..errors import InputError
 from ..network import BatchNorm, DecoupledNet
 
@@ -18,8 +19,9 @@ from ..network import BatchNorm, DecoupledNet
 def reestimate(model: nn.Module, batches: Iterable[Any], forward: Callable[[Any], object]) -> int:
     """Set every BatchNorm's mean and variance to the plain average over `batches` (SPEC section 6).
 
-    Each batch goes through `forward(batch)` with batch statistics; its mean and biased variance count equally. Returns
-    how many batches were seen; raises InputError when there was none.
+    Each batch goes through `forward(batch)` with batch statistics; its mean and biased variance count equally. Of
+    several processes each brings whole batches of its own, any number of them. Returns how many batches were seen by
+    all; raises InputError when there was none.
     """
     layers = [module for module in model.modules() if isinstance(module, BatchNorm)]
     sums = {layer: (torch.zeros_like(layer.running_mean, dtype=torch.float64),) * 2 for layer in layers}
@@ -33,20 +35,43 @@ def reestimate(model: nn.Module, batches: Iterable[Any], forward: Callable[[Any]
         for layer in layers:
             layer.train()
             layer.observer = functools.partial(observe, layer)
-        for batch in batches:
-            forward(batch)
-            count += 1
+        with distributed.alone():
+            for batch in batches:
+                forward(batch)
+                count += 1
     finally:
         for layer in layers:
             layer.observer = None
         for module, was in training.items():
             module.training = was
+    count = int(distributed.total(torch.tensor(count, device=next(model.parameters()).device)))
     if count == 0:
         raise InputError("reestimate: wanted at least one batch, got none")
     for layer in layers:
-        layer.running_mean.copy_(sums[layer][0] / count)
-        layer.running_var.copy_(sums[layer][1] / count)
+        mean, var = distributed.total(torch.stack(sums[layer])) / count
+        layer.running_mean.copy_(mean)
+        layer.running_var.copy_(var)
     return count
+
+
+class _SharedBatchNorm2d(nn.BatchNorm2d):
+    """nn.BatchNorm2d, by the statistics of all shares of a batch where several processes have one each."""
+
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not (self.training and distributed.together()):
+            return super().forward(x)
+        y, mean, var = distributed.batch_norm(x, self.weight, self.bias, self.eps)
+        count = int(distributed.total(torch.tensor(x.numel() // x.shape[1], device=x.device)))
+        with torch.no_grad():
+            assert self.momentum is not None
+            self.num_batches_tracked += 1
+            self.running_mean.lerp_(mean.detach(), self.momentum)
+            self.running_var.lerp_(var.detach() * count / max(1, count - 1), self.momentum)  # the unbiased one
+        return y
 
 
 def add_batch_norm(model: DecoupledNet) -> None:
@@ -56,7 +81,7 @@ def add_batch_norm(model: DecoupledNet) -> None:
     much faster with it; :func:`fold_batch_norm` then turns each pair into the one convolution it equals.
     """
     for parent, name, conv in _normalised(model):
-        conv_bn = nn.Sequential(conv, nn.BatchNorm2d(conv.out_channels)).to(conv.weight)
+        conv_bn = nn.Sequential(conv, _SharedBatchNorm2d(conv.out_channels)).to(conv.weight)
         parent.add_module(name, conv_bn)
 
 

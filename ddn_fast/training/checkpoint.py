@@ -33,7 +33,7 @@ def save_checkpoint(
         tensors |= {f"random/cuda{i}": value for i, value in enumerate(torch.cuda.get_rng_state_all())}
     plain = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
     text = json.dumps({"format": FORMAT, **state})
-    write_atomic(Path(path), to_bytes(plain, {"state": text, "sha256": _digest(text, plain)}))
+    write_atomic(Path(path), to_bytes(plain, {"state": text, "sha256": _digest(text, plain)}), durable=True)
 
 
 def load_checkpoint(

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import ops, weights
+from .. import distributed, ops, weights
 from ..config import NetConfig
 from ..data.datasets import ClassificationItems
 from ..data.tags import read_tags
@@ -38,6 +38,7 @@ def train_classifier(
     workers: int | None = None,
     progress: bool = True,
     cache_bytes: int = 0,
+    tensorboard: bool = False,
 ) -> DecoupledNet:
     """Train encoder and head, write ``out/weights`` (and log, curves, checkpoint beside it), return the network.
 
@@ -46,6 +47,11 @@ def train_classifier(
     split     default ``Main/train``, where a VOC folder lists the images with tags, else ``train``
     ids       images to train on; default all of `split`
     tags      as in :func:`ddn_fast.data.tags.read_tags`
+    workers   processes that load data, of each training process
+    cache_bytes  of decoded images kept in memory, by each worker
+    tensorboard  whether to write ``out/tensorboard``, too
+
+    Several processes that share a process group train one network together; the first of them writes.
     """
     check_stage(recipe, "classifier")
     torch.manual_seed(recipe.seed)
@@ -60,7 +66,8 @@ def train_classifier(
     if split is None:
         split = "Main/train" if (folder.root / "ImageSets/Main/train.txt").is_file() else "train"
     chosen = list(ids) if ids is not None else list(folder.ids(split))
-    labels = read_tags(folder, split, tags, progress=progress, cache_dir=out)
+    with distributed.first_before_others():
+        labels = read_tags(folder, split, tags, progress=progress and not distributed.rank(), cache_dir=out)
     run = Run(
         recipe=recipe,
         model=model,
@@ -83,14 +90,16 @@ def train_classifier(
         },
         workers=default_workers() if workers is None else workers,
         progress=progress,
+        tensorboard=tensorboard,
         description="stage 1: classifier",
     )
     run.train(resume)
     if recipe.batch_norm:
         fold_batch_norm(model)
     model.eval().requires_grad_(True)
-    weights.save(model, run.out / "weights", {"stage": "classifier", "recipe": recipe.to_dict()})
-    draw_curves(run.log, run.out / "curves.png")
+    if run.writes:
+        weights.save(model, run.out / "weights", {"stage": "classifier", "recipe": recipe.to_dict()})
+        draw_curves(run.log, run.out / "curves.png")
     return model
 
 

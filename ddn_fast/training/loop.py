@@ -1,12 +1,17 @@
-"""The training loop that both stages share: steps, progress, log, checkpoints, resuming."""
+"""The training loop that both stages share: steps, progress, log, checkpoints, resuming.
+
+Of several processes each runs the loop on its share; the first alone shows progress and writes files.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,12 +22,15 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from .. import _C
-from ..errors import CheckpointError, ConfigError, DDNError, DivergedError, InputError
-from ..images import write_atomic
+from .. import _C, distributed
+from ..errors import CheckpointError, ConfigError, DDNError, DistributedError, DivergedError, InputError
+from ..images import Array, remove_leftovers, save_image, write_atomic
 from ..network import DecoupledNet
+from .board import FOLDER as BOARD
+from .board import Board, check_tensorboard
 from .checkpoint import load_checkpoint, save_checkpoint
 from .recipe import Recipe
+from .share import Share
 from .solver import set_learning_rate
 
 Batch = dict[str, Tensor]
@@ -33,9 +41,10 @@ CHECKPOINT, LOG = "checkpoint.safetensors", "log.jsonl"
 class Run:
     """One training run in one folder.
 
-    `loss` maps a batch to a scalar, or None where the batch says nothing (all void); `validate` returns figures for
-    the log. `identity` holds, beside the recipe, what a checkpoint must agree on: the network and the data.
-    `on_start` is called once the folder is known to be this run's, to write files of its own there.
+    `loss` maps a batch to a scalar, or None where the batch says nothing (all void); of several processes that share a
+    batch each gives its part of the sum. `validate` gets the iteration, in every process, and adds to the log.
+    `identity` holds, beside the recipe, what a checkpoint must agree on: the network and the data. `on_start` is called
+    once the folder is known to be this run's, to write files of its own there.
     """
 
     recipe: Recipe
@@ -45,10 +54,11 @@ class Run:
     loss: Callable[[Batch], Tensor | None]
     out: Path
     identity: dict[str, Any]
-    validate: Callable[[], dict[str, float]] | None = None
+    validate: Callable[[int], object] | None = None
     on_start: Callable[[], None] | None = None
     workers: int = 0
     progress: bool = True
+    tensorboard: bool = False
     description: str = "training"
     log: list[dict[str, Any]] = field(default_factory=list)
     window: list[float] = field(default_factory=list)  # losses since the last entry of the log
@@ -65,6 +75,16 @@ class Run:
             return has_bfloat16(self.device)
         return self.recipe.precision == "bfloat16"
 
+    @property
+    def writes(self) -> bool:
+        """Whether this process is the one that writes files."""
+        return self.share.rank == 0
+
+    @property
+    def shows_progress(self) -> bool:
+        """Whether it draws bars."""
+        return self.progress and self.writes
+
     def __post_init__(self) -> None:
         if self.workers < 0:
             raise InputError(f"workers: wanted 0 or more, got {self.workers}")
@@ -73,6 +93,10 @@ class Run:
                 f"device {self.device}: ddn-fast was built without CUDA kernels; rebuild it where nvcc is found "
                 "(DDN_CUDA=ON)"
             )
+        if self.tensorboard:
+            check_tensorboard()
+        self.share = Share.own(self.recipe)
+        self._board: Board | None = None
 
     def train(self, resume: bool = False) -> None:
         """Run from the start, or with `resume` from the folder's checkpoint if there is one.
@@ -83,10 +107,10 @@ class Run:
         start = self._start(resume)
         if start >= self.recipe.iterations:
             return
-        batches = batches_from(self.items, self.recipe, start, self.workers)
+        batches = batches_from(self.items, self.share.samples(start), self.workers)
         bar = tqdm(
-            total=self.recipe.iterations, initial=start, desc=self.description, unit="it", disable=not self.progress,
-            dynamic_ncols=True, mininterval=0.5,
+            total=self.recipe.iterations, initial=start, desc=self.description, unit="it", mininterval=0.5,
+            dynamic_ncols=True, disable=not self.shows_progress,
         )  # fmt: skip
         clock, timed = time.perf_counter(), start
         with bar:
@@ -100,7 +124,7 @@ class Run:
                     self._record(bar, done, (done - timed) / (now - clock))
                     clock, timed = now, done
                 if self.validate and _due(done, self.recipe.validate_every) and not last:
-                    self.add({"iteration": done, **self.validate()})
+                    self.validate(done)
                     clock, timed = time.perf_counter(), done
                 if _due(done, self.recipe.checkpoint_every) or last:
                     self.checkpoint(done)
@@ -110,11 +134,12 @@ class Run:
         for name, value in self.model.named_parameters():
             if not bool(torch.isfinite(value).all()):
                 raise DivergedError(self._diverged(iteration - 1, f"{name} holds values that are not finite"))
+        if not self.writes:
+            return
         state = {"iteration": iteration, "log": self.log, "window": self.window, **self._expected()}
         save_checkpoint(self.out / CHECKPOINT, self.model, self.optimizer, state)
 
     def _start(self, resume: bool) -> int:
-        self.out.mkdir(parents=True, exist_ok=True)
         checkpoint, start = self.out / CHECKPOINT, 0
         if checkpoint.exists():
             if not resume:
@@ -122,33 +147,60 @@ class Run:
             state = load_checkpoint(checkpoint, self.model, self.optimizer, self._expected())
             self.log, self.window = list(state.get("log", [])), list(state.get("window", []))
             start = int(state["iteration"])
-        if self.on_start:
-            self.on_start()
-        self._write_log()
+        self._check_that_processes_agree(start)
+        if self.writes:
+            self.out.mkdir(parents=True, exist_ok=True)
+            remove_leftovers(self.out)
+            if self.on_start:
+                self.on_start()
+            self._write_log()
+            if self.tensorboard:
+                self._board = Board(self.out / BOARD, start + 1)
         return start
+
+    def _check_that_processes_agree(self, start: int) -> None:
+        """DistributedError unless all have the same run before them; then the first one's weights go to all."""
+        if self.share.size == 1:
+            return
+        digest = hashlib.sha256(json.dumps(self._expected(), sort_keys=True).encode()).digest()
+        own = torch.tensor([start, int.from_bytes(digest[:7], "little")], device=self.device)
+        first, *others = distributed.gather_rows(own[None]).tolist()
+        for rank, other in enumerate(others, 1):
+            if other != first:
+                raise DistributedError(
+                    f"{self.out}: process 0 starts at iteration {first[0]} and process {rank} at {other[0]}"
+                    f"{'' if other[0] != first[0] else ', of another recipe, network or dataset'}; "
+                    "all must see the same files"
+                )
+        distributed.copy_from_first(self.model.state_dict().values())
 
     def _expected(self) -> dict[str, Any]:
         return {"recipe": self.recipe.to_dict(), **self.identity}
 
     def _step(self, iteration: int, batches: Iterator[Batch]) -> float:
-        """One solver step; returns the mean loss of its sub-batches."""
-        recipe = self.recipe
+        """One solver step; returns the mean loss of its sub-batches. DivergedError leaves the weights as they were."""
+        recipe, share = self.recipe, self.share
         set_learning_rate(self.optimizer, recipe.lr_at(iteration))
         self.optimizer.zero_grad(set_to_none=True)
-        losses = []
-        for _ in range(recipe.accumulate):
-            batch = _next(batches)
-            batch = {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
-                loss = self.loss(batch)
-            if loss is None:
-                continue
-            if not math.isfinite(loss.item()):
-                raise DivergedError(self._diverged(iteration, f"the loss is {loss.item()}"))
-            loss.backward()
-            losses.append(loss.item())
+        if share.size > 1:
+            torch.manual_seed(share.seed(iteration))
+        found = torch.zeros(2, recipe.accumulate, dtype=torch.float64, device=self.device)  # loss, whether there is one
+        with distributed.alone() if share.whole else contextlib.nullcontext():
+            for number in share.sub_batches:
+                batch = _next(batches)
+                batch = {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
+                    loss = self.loss(batch)
+                if loss is not None:
+                    loss.backward()
+                    found[0, number], found[1, number] = loss.detach(), 1
+        losses, counted = distributed.total(found).tolist()
+        known = [loss for loss, count in zip(losses, counted, strict=True) if count]
+        if (wrong := next((loss for loss in known if not math.isfinite(loss)), None)) is not None:
+            raise DivergedError(self._diverged(iteration, f"the loss is {wrong}"))
+        distributed.sum_gradients(p for group in self.optimizer.param_groups for p in group["params"])
         self.optimizer.step()
-        return sum(losses) / len(losses) if losses else math.nan
+        return sum(known) / len(known) if known else math.nan
 
     def _diverged(self, iteration: int, what: str) -> str:
         kept = f"the last checkpoint in {self.out} is intact; " if (self.out / CHECKPOINT).exists() else ""
@@ -170,21 +222,30 @@ class Run:
     def add(self, entry: dict[str, Any]) -> None:
         """One more line of the log."""
         self.log.append(entry)
+        if not self.writes:
+            return
         with (self.out / LOG).open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
+        if self._board:
+            self._board.add(entry)
+
+    def picture(self, name: str, image: Array, iteration: int) -> None:
+        """Keep an image ``[H,W,3]`` uint8 RGB as ``NAME/ITERATION.png``; only where this process :attr:`writes`."""
+        (self.out / name).mkdir(exist_ok=True)
+        save_image(image, self.out / name / f"{iteration:06d}.png")
+        if self._board:
+            self._board.picture(name, image, iteration)
 
     def _write_log(self) -> None:
         """The log up to the checkpoint: lines of a run that was killed later are lived again."""
         write_atomic(self.out / LOG, "".join(json.dumps(entry) + "\n" for entry in self.log).encode())
 
 
-def batches_from(items: Dataset[Batch], recipe: Recipe, start: int, workers: int) -> Iterator[Batch]:
-    """Sub-batches from solver step `start` on; sample n of the run is item n, so nothing drops or repeats."""
-    first = start * recipe.batch * recipe.accumulate
+def batches_from(items: Dataset[Batch], samples: Iterable[range], workers: int) -> Iterator[Batch]:
+    """A batch for each range of `samples`: sample n of a run is item n, so nothing drops or repeats."""
     loader = DataLoader(
         items,
-        batch_size=recipe.batch,
-        sampler=range(first, recipe.samples),
+        batch_sampler=samples,  # type: ignore[arg-type]  # iterated once, and only iterated
         num_workers=workers,
         pin_memory=torch.cuda.is_available(),
         persistent_workers=False,
@@ -223,8 +284,8 @@ def has_bfloat16(device: torch.device) -> bool:
 
 
 def default_workers() -> int:
-    """Loader processes: one core is left to the network where there are few."""
-    return max(1, min(8, len(os.sched_getaffinity(0)) - 1))
+    """Loader processes of this process: one core is left to the network where there are few."""
+    return max(1, min(8, len(os.sched_getaffinity(0)) // distributed.local_size() - 1))
 
 
 def _due(done: int, every: int) -> bool:

@@ -1,4 +1,7 @@
-"""The two losses of SPEC section 8."""
+"""The two losses of SPEC section 8.
+
+Of several processes that share a batch each gets its part of the loss; the loss is their sum.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .. import distributed
 from ..images import VOID
 from ..segmentation import at_least_float32
 
@@ -18,7 +22,7 @@ def classification_loss(score_map: Tensor, tags: Tensor) -> Tensor:
     known = tags >= 0
     scores = at_least_float32(score_map).mean((2, 3))
     losses = F.binary_cross_entropy_with_logits(scores, tags.clamp(min=0).to(scores), reduction="none")
-    return torch.where(known, losses, 0).sum() / len(tags)
+    return torch.where(known, losses, 0).sum() / distributed.total(torch.tensor(len(tags), device=tags.device))
 
 
 def segmentation_loss(scores: Tensor, target: Tensor) -> Tensor | None:
@@ -27,6 +31,8 @@ def segmentation_loss(scores: Tensor, target: Tensor) -> Tensor | None:
     scores ``[P,2,S,S]``, target ``[P,S,S]`` integers 0, 1 or 255. A sub-batch with nothing but void has no loss: None
     (the release divides by zero there).
     """
-    if not bool((target != VOID).any()):
+    count = distributed.total((target != VOID).sum())
+    if not bool(count):
         return None
-    return F.cross_entropy(at_least_float32(scores), target.to(torch.int64), ignore_index=VOID)
+    losses = F.cross_entropy(at_least_float32(scores), target.to(torch.int64), ignore_index=VOID, reduction="sum")
+    return losses / count

@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .. import ops, weights
+from .. import distributed, ops, weights
 from ..data.datasets import SegmentationItems
 from ..data.few import few_masks
-from ..data.voc import VocFolder
+from ..data.voc import VocFolder, read_text
 from ..data.windows import WindowItem, build_items, read_list, write_list
-from ..evaluate import evaluate
+from ..evaluate import Evaluation
 from ..folding import fold_image_part
 from ..image_part import ImagePart
 from ..images import write_atomic
@@ -27,13 +27,15 @@ from ..network import DecoupledNet
 from .bn import reestimate
 from .classifier import check_classes, data_identity
 from .curves import draw_curves
-from .loop import Batch, Run, batches_from, check_stage, default_workers
+from .loop import CHECKPOINT, Batch, Run, batches_from, check_stage, default_workers
 from .loss import segmentation_loss
 from .recipe import Recipe
 from .solver import build_optimizer, train_only, trained_modules
 from .trained_part import trained_scores
+from .validation import chosen_ids, draw, evaluate
 
 DEFAULT_VAL_SPLIT = "val"
+ITEMS, MASKS = "items.txt", "masks.txt"
 
 
 def train_segmenter(
@@ -50,14 +52,18 @@ def train_segmenter(
     workers: int | None = None,
     progress: bool = True,
     cache_bytes: int = 0,
+    tensorboard: bool = False,
 ) -> DecoupledNet:
     """Train bridge and decoder, re-estimate batch statistics, validate, write ``out/weights``; return the network.
+
+    Beside the weights: log, curves, checkpoint, windows, and at each validation ``out/validation/ITERATION.png``.
 
     init       a network that has been through stage 1; its encoder and head are left as they are
     items      a list file of windows (the release's format); default: windows of ``recipe.masks_per_class`` images a
                class, chosen by the recipe's seed, written to ``out/items.txt``
     val_split  where mean IU is measured at the end and every ``validate_every`` iterations; None, a split without
                masks, or the default one where the folder has no such split: nowhere
+    The rest as in :func:`ddn_fast.training.classifier.train_classifier`.
     """
     check_stage(recipe, "segmenter")
     torch.manual_seed(recipe.seed)
@@ -65,7 +71,7 @@ def train_segmenter(
     out, model = Path(out), init
     model.ops = ops
     model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    ids, windows = _windows(folder, split, recipe, items, out, progress)
+    ids, windows = _windows(folder, split, recipe, items, out, progress, resume)
     modules = trained_modules(model, "segmenter")
     train_only(model, modules)
 
@@ -75,11 +81,15 @@ def train_segmenter(
             side=model.config.side, cache_bytes=cache_bytes,
         )  # fmt: skip
 
-    def validate() -> dict[str, float]:
+    def validate(iteration: int) -> Evaluation:
         _reestimate(run, items_of, frozen)
-        result = evaluate(model, folder, val_split)
+        assert val_split is not None
+        result = evaluate(model, folder, val_split, progress=run.shows_progress and iteration == recipe.iterations)
+        if run.writes:
+            run.picture("validation", draw(model, folder, chosen_ids(folder, val_split)), iteration)
+        run.add({"iteration": iteration, "mean_iu": result.mean_iu})
         train_only(model, modules)
-        return {"mean_iu": result.mean_iu}
+        return result
 
     validates = _has_masks(folder, val_split)
     run = Run(
@@ -98,19 +108,20 @@ def train_segmenter(
         on_start=lambda: _write_windows(out, folder, ids, windows),
         workers=default_workers() if workers is None else workers,
         progress=progress,
+        tensorboard=tensorboard,
         description="stage 2: segmenter",
     )
     frozen = frozen_part(model, run.half)
     run.train(resume)
-    _reestimate(run, items_of, frozen)
-    model.eval().requires_grad_(True)
     metadata: dict[str, Any] = {"stage": "segmenter", "recipe": recipe.to_dict()}
     if validates:
-        result = evaluate(model, folder, val_split, progress=progress)
-        run.add({"iteration": recipe.iterations, "mean_iu": result.mean_iu})
-        metadata["validation"] = result.to_dict()
-    weights.save(model, out / "weights", metadata)
-    draw_curves(run.log, out / "curves.png")
+        metadata["validation"] = validate(recipe.iterations).to_dict()
+    else:
+        _reestimate(run, items_of, frozen)
+    model.eval().requires_grad_(True)
+    if run.writes:
+        weights.save(model, out / "weights", metadata)
+        draw_curves(run.log, out / "curves.png")
     return model
 
 
@@ -167,13 +178,20 @@ def training_scores(
 
 
 def _windows(
-    folder: VocFolder, split: str, recipe: Recipe, items: Any, out: Path, progress: bool
+    folder: VocFolder, split: str, recipe: Recipe, items: Any, out: Path, progress: bool, resume: bool
 ) -> tuple[list[str], list[WindowItem]]:
-    """The images whose masks are used (unknown, so none, for a finished list), and the windows of them."""
+    """The images whose masks are used (unknown, so none, for a finished list), and the windows of them.
+
+    A run that goes on reads the list it wrote when it started: every mask again would take minutes.
+    """
     if items is not None:
         return [], read_list(items, folder.num_classes)
+    if resume and (out / CHECKPOINT).is_file() and (out / ITEMS).is_file() and (out / MASKS).is_file():
+        return read_text(out / MASKS).split("\n")[:-1], read_list(out / ITEMS, folder.num_classes)
+    progress = progress and not distributed.rank()
     if recipe.masks_per_class:
-        ids = few_masks(folder, split, recipe.masks_per_class, recipe.seed, cache_dir=out, progress=progress)
+        with distributed.first_before_others():
+            ids = few_masks(folder, split, recipe.masks_per_class, recipe.seed, cache_dir=out, progress=progress)
     else:
         ids = list(folder.masked_ids(split))
     windows = build_items(
@@ -184,9 +202,9 @@ def _windows(
 
 
 def _write_windows(out: Path, folder: VocFolder, ids: list[str], windows: list[WindowItem]) -> None:
-    write_list(out / "items.txt", windows, folder.num_classes)
+    write_list(out / ITEMS, windows, folder.num_classes)
     if ids:
-        write_atomic(out / "masks.txt", "".join(f"{name}\n" for name in ids).encode())
+        write_atomic(out / MASKS, "".join(f"{name}\n" for name in ids).encode())
 
 
 def _reestimate(
@@ -195,9 +213,11 @@ def _reestimate(
     """101 augmented batches of 16 that no solver step has seen: the stream of another seed."""
     recipe = run.recipe
     plan = dataclasses.replace(recipe, iterations=recipe.bn_batches, batch=recipe.bn_batch, accumulate=1)
+    own = range(run.share.rank, recipe.bn_batches, run.share.size)
+    samples = (range(number * recipe.bn_batch, (number + 1) * recipe.bn_batch) for number in own)
     reestimate(
         run.model,
-        batches_from(items_of(plan, recipe.seed + 1), plan, 0, run.workers),
+        batches_from(items_of(plan, recipe.seed + 1), samples, run.workers),
         lambda batch: training_scores(run.model, {name: value.to(run.device) for name, value in batch.items()}, frozen),
     )
 

@@ -1,0 +1,80 @@
+"""Runs that must end the same in any number of processes: tiny networks in float64, so that only an error shows."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from safetensors.torch import save_file
+from tiny_training import fresh_net, tiny_recipe
+
+from ddn_fast.data.datasets import ClassificationItems, SegmentationItems
+from ddn_fast.data.voc import VocFolder
+from ddn_fast.network import DecoupledNet
+from ddn_fast.training import classifier, segmenter
+from ddn_fast.training.loop import Run
+
+# Name: stage, recipe. Two processes take whole sub-batches of the first two, and cut those of the others.
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "tags": ("classifier", {"batch": 3, "dropout": 0.0, "lr": 1e-4, "optimizer": "adamw"}),
+    "masks": ("segmenter", {"batch": 4, "masks_per_class": 1, "validate_every": 3, "bn_batches": 5}),
+    "tags, batch norm": ("classifier", {"batch": 4, "dropout": 0.0, "batch_norm": True}),
+    "masks, one sub-batch": ("segmenter", {"batch": 5, "accumulate": 1, "masks_per_class": 1}),
+}
+
+
+class StoppedError(Exception):
+    """Raised where a run is to end early."""
+
+
+def run_case(name: str, voc: Path, out: Path, *, resume: bool = False, stop: int | None = None) -> None:
+    """Train case `name` in this process, or the process group it is in; with `stop` up to that iteration."""
+    stage, values = CASES[name]
+    folder = VocFolder(voc)
+    options: dict[str, Any] = {"init": fresh_net(folder.classes).double(), "resume": resume}
+    options |= {"workers": 0, "progress": False}
+    train = classifier.train_classifier if stage == "classifier" else segmenter.train_segmenter
+    with in_float64(), stopping_at(stop), contextlib.suppress(StoppedError):
+        train(folder, out, tiny_recipe(stage, **{"iterations": 4, "checkpoint_every": 2, **values}), **options)
+
+
+@contextlib.contextmanager
+def in_float64() -> Iterator[None]:
+    """Samples are double, and so are the weights that are kept, which a saved network cannot hold."""
+    with contextlib.ExitStack() as stack:
+        for kind in (ClassificationItems, SegmentationItems):
+            plain = kind.__getitem__
+
+            def widened(self: Any, n: int, plain: Any = plain) -> dict[str, torch.Tensor]:
+                sample = plain(self, n)
+                return sample | {"data": sample["data"].double()}
+
+            stack.enter_context(mock.patch.object(kind, "__getitem__", widened))
+        for module in (classifier, segmenter):
+            stack.enter_context(mock.patch.object(module.weights, "save", keep))
+            stack.enter_context(mock.patch.object(module, "draw_curves"))
+        yield
+
+
+def keep(model: DecoupledNet, folder: Path, metadata: dict[str, Any]) -> None:
+    """Every weight and statistic at the end of the run."""
+    folder.mkdir()
+    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, folder / "all.safetensors")
+
+
+@contextlib.contextmanager
+def stopping_at(iteration: int | None) -> Iterator[None]:
+    """Inside, a run raises StoppedError when it comes to `iteration`."""
+    step = Run._step
+
+    def stopped(self: Run, number: int, batches: Any) -> float:
+        if number == iteration:
+            raise StoppedError
+        return step(self, number, batches)
+
+    with mock.patch.object(Run, "_step", stopped):
+        yield
