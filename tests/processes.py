@@ -39,6 +39,16 @@ def start(size: int, *arguments: object) -> list[subprocess.Popen[str]]:
     ]
 
 
+def torchrun(size: int, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """``torchrun --nproc-per-node SIZE ARGUMENTS...``."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", size, *arguments]
+    variables = {"OMP_NUM_THREADS": "1", "PYTHONPATH": environment(0, 1, 0)["PYTHONPATH"]}
+    return subprocess.run(
+        [str(part) for part in command], env=os.environ | variables, text=True, capture_output=True, timeout=120,
+        check=False,
+    )  # fmt: skip
+
+
 def finish(processes: list[subprocess.Popen[str]], timeout: float = 120) -> list[tuple[int, str, str]]:
     """Exit status, stdout and stderr of each; none is left running."""
     try:

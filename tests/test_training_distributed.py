@@ -11,7 +11,7 @@ import torch
 from processes import HERE, run
 from safetensors.torch import load_file
 from tiny_training import read_checkpoint, read_log, tiny_recipe
-from training_cases import CASES, run_case
+from training_cases import CASES, loaded, run_case
 
 from ddn_fast.data.voc import VocFolder
 from ddn_fast.errors import InputError
@@ -38,7 +38,9 @@ def by_one(one_thread: None, generated: VocFolder, tmp_path_factory: pytest.Temp
     """Every case in one process."""
     out = tmp_path_factory.mktemp("one")
     for name in CASES:
+        loaded.clear()
         run_case(name, generated.root, out / name)
+        (out / name / "samples.json").write_text(json.dumps(loaded))
     return out
 
 
@@ -64,6 +66,8 @@ def assert_same(wanted: Path, got: Path) -> None:
         for name, value in a.items():
             if not name.startswith("random/"):
                 assert torch.allclose(b[name], value, rtol=1e-7, atol=1e-9), name
+    metadata, other_metadata = (json.loads((path / "weights/metadata.json").read_text()) for path in (wanted, got))
+    assert metadata == other_metadata
     assert state["iteration"] == other_state["iteration"]
     for entry, other in zip(read_log(wanted), read_log(got), strict=True):
         assert other == pytest.approx(entry, rel=1e-7)
@@ -72,6 +76,12 @@ def assert_same(wanted: Path, got: Path) -> None:
 def test_several_processes_end_where_one_does(by_one: Path, together: Together) -> None:
     for name in together.names:
         assert_same(by_one / name, together.out / name)
+
+
+def test_every_sample_is_loaded_by_one_process_and_once(by_one: Path, together: Together) -> None:
+    for name in together.names:
+        wanted = json.loads((by_one / name / "samples.json").read_text())
+        assert sorted(sample for result in together.saw for sample in result["samples"][name]) == sorted(wanted)
 
 
 @pytest.mark.parametrize("together", [2], indirect=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "tags, batch norm": ("classifier", {"batch": 4, "dropout": 0.0, "batch_norm": True}),
     "masks, one sub-batch": ("segmenter", {"batch": 5, "accumulate": 1, "masks_per_class": 1}),
 }
+
+loaded: list[str] = []  # seed and number of each sample that this process has loaded
 
 
 class StoppedError(Exception):
@@ -51,6 +54,7 @@ def in_float64() -> Iterator[None]:
 
             def widened(self: Any, n: int, plain: Any = plain) -> dict[str, torch.Tensor]:
                 sample = plain(self, n)
+                loaded.append(f"{self.seed} {n}")
                 return sample | {"data": sample["data"].double()}
 
             stack.enter_context(mock.patch.object(kind, "__getitem__", widened))
@@ -63,6 +67,7 @@ def in_float64() -> Iterator[None]:
 def keep(model: DecoupledNet, folder: Path, metadata: dict[str, Any]) -> None:
     """Every weight and statistic at the end of the run."""
     folder.mkdir()
+    (folder / "metadata.json").write_text(json.dumps(metadata))
     save_file({name: value.contiguous() for name, value in model.state_dict().items()}, folder / "all.safetensors")
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from tiny_training import toy_run
-from training_cases import run_case
+from training_cases import loaded, run_case
 
 from ddn_fast import distributed
 from ddn_fast.errors import DDNError
@@ -35,8 +35,11 @@ def note(event: str, arguments: Any) -> None:
 def main() -> dict[str, Any]:
     """Everything that is claimed of several processes; returns what this one saw."""
     rank, size = distributed.rank(), distributed.size()
+    samples = {}
     for name in names:
         run_case(name, voc, out / name)
+        samples[name] = loaded.copy()
+        loaded.clear()
     if resumed.exists():
         run_case("masks", voc, resumed, resume=True)  # begun by one process
         run_case("masks", voc, out / "stopped", stop=3)  # ended by one process
@@ -63,7 +66,7 @@ def main() -> dict[str, Any]:
         toy_run(out / "diverged", batch=1, accumulate=1)
     except DDNError as error:
         errors.append(str(error))
-    return found | {"written": written, "errors": errors, "seeds": dropout}
+    return found | {"written": written, "samples": samples, "errors": errors, "seeds": dropout}
 
 
 warnings.simplefilter("ignore")
