@@ -1,40 +1,19 @@
-"""The training loop on a line through a few numbers: skipped batches, divergence, resuming, runs that are killed."""
+"""The training loop on a line through a few numbers: skipped batches, divergence, resuming, loading."""
 
 from __future__ import annotations
 
 import json
 import math
 import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
-from tiny_training import assert_same_run, read_checkpoint, read_log, toy_run
+from tiny_training import StoppedError, assert_same_run, read_checkpoint, read_log, stop_at, toy_run
 
 from ddn_fast.errors import CheckpointError, ConfigError, DivergedError
 from ddn_fast.training.loop import CHECKPOINT, LOG, Run, batches_from, check_stage, default_workers
 from ddn_fast.training.share import Share
-
-
-class StoppedError(Exception):
-    pass
-
-
-def stop_at(run: Run, iteration: int) -> Run:
-    """The run raises when it comes to `iteration`."""
-    step = run._step
-
-    def stopping(number: int, batches: object) -> float:
-        if number == iteration:
-            raise StoppedError
-        return step(number, batches)  # type: ignore[arg-type]
-
-    run._step = stopping  # type: ignore[method-assign]
-    return run
 
 
 def weights_of(run: Run) -> list[float]:
@@ -232,87 +211,6 @@ def test_damaged_checkpoint_is_refused_and_left(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="not a checkpoint"):
         toy_run(tmp_path).train(resume=True)
     assert folder_content(tmp_path) == before
-
-
-# runs that are killed
-
-
-@pytest.mark.parametrize("call", ["write_bytes", "replace"])
-def test_failed_write_of_a_checkpoint_leaves_the_one_before(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
-) -> None:
-    toy_run(tmp_path / "straight").train()
-    original = getattr(Path, call)
-
-    def full(self: Path, other: object) -> object:
-        if call == "write_bytes":
-            original(self, other[:20])  # type: ignore[index]
-        raise OSError("no space left")
-
-    run = stop_at(toy_run(tmp_path / "a"), 3)
-    with pytest.raises(StoppedError):
-        run.train()
-    kept = (tmp_path / "a" / CHECKPOINT).read_bytes()
-    monkeypatch.setattr(Path, call, full)
-    with pytest.raises(OSError, match="no space left"):
-        run.checkpoint(4)
-    monkeypatch.undo()
-    assert (tmp_path / "a" / CHECKPOINT).read_bytes() == kept
-    assert {path.name for path in (tmp_path / "a").iterdir()} == {CHECKPOINT, LOG}
-    toy_run(tmp_path / "a").train(resume=True)
-    assert_same_run(tmp_path / "straight", tmp_path / "a")
-
-
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-import torch
-sys.path.insert(0, sys.argv[1])
-from tiny_training import toy_run
-torch.set_num_threads(int(sys.argv[3]))
-replace, seen = os.replace, []
-def killing(source, target):
-    if Path(target).name == "checkpoint.safetensors":
-        seen.append(target)
-        if len(seen) == int(sys.argv[4]):
-            os.kill(os.getpid(), signal.SIGKILL)
-    replace(source, target)
-os.replace = killing
-toy_run(Path(sys.argv[2]), **eval(sys.argv[5])).train()
-"""
-
-
-def start_victim(out: Path, dies_in_write: int, **values: object) -> subprocess.Popen[bytes]:
-    arguments = [str(Path(__file__).parent), str(out), str(torch.get_num_threads()), str(dies_in_write), repr(values)]
-    return subprocess.Popen([sys.executable, "-c", KILLED, *arguments])
-
-
-def test_run_killed_while_it_writes_a_checkpoint_goes_on_from_the_one_before(tmp_path: Path) -> None:
-    assert start_victim(tmp_path / "killed", 2).wait(timeout=120) == -signal.SIGKILL
-    assert read_checkpoint(tmp_path / "killed")[1]["iteration"] == 3
-    toy_run(tmp_path / "killed").train(resume=True)
-    toy_run(tmp_path / "straight").train()
-    assert_same_run(tmp_path / "straight", tmp_path / "killed")
-
-
-def test_run_killed_at_any_moment_leaves_an_intact_checkpoint(tmp_path: Path) -> None:
-    long = {"iterations": 10**6, "checkpoint_every": 1, "log_every": 5}
-    victim = start_victim(tmp_path / "killed", -1, **long)
-    try:
-        deadline = time.monotonic() + 120
-        while not (tmp_path / "killed" / LOG).exists() or len((tmp_path / "killed" / LOG).read_bytes()) < 500:
-            assert victim.poll() is None
-            assert time.monotonic() < deadline, "the run writes no log"
-            time.sleep(0.003)
-    finally:
-        victim.kill()
-        victim.wait()
-    iteration = read_checkpoint(tmp_path / "killed")[1]["iteration"]
-    assert iteration >= 4
-    for resume, name in ((True, "killed"), (False, "straight")):
-        with pytest.raises(StoppedError):
-            stop_at(toy_run(tmp_path / name, **long), iteration + 3).train(resume)
-    assert_same_run(tmp_path / "straight", tmp_path / "killed")
 
 
 # loading

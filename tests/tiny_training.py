@@ -115,3 +115,20 @@ def toy_run(out: Path, targets: list[float] | None = None, **values: Any) -> Run
         identity={"network": {"side": 1}, "data": {"split": "train"}},
         progress=False,
     )
+
+
+class StoppedError(Exception):
+    """Raised where a run is to end early."""
+
+
+def stop_at(run: Run, iteration: int) -> Run:
+    """The run raises when it comes to `iteration`."""
+    step = run._step
+
+    def stopping(number: int, batches: Any) -> float:
+        if number == iteration:
+            raise StoppedError
+        return step(number, batches)
+
+    run._step = stopping  # type: ignore[method-assign]
+    return run

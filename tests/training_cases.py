@@ -11,7 +11,7 @@ from unittest import mock
 
 import torch
 from safetensors.torch import save_file
-from tiny_training import fresh_net, tiny_recipe
+from tiny_training import StoppedError, fresh_net, tiny_recipe
 
 from ddn_fast.data.datasets import ClassificationItems, SegmentationItems
 from ddn_fast.data.voc import VocFolder
@@ -28,10 +28,6 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 loaded: list[str] = []  # seed and number of each sample that this process has loaded
-
-
-class StoppedError(Exception):
-    """Raised where a run is to end early."""
 
 
 def run_case(name: str, voc: Path, out: Path, *, resume: bool = False, stop: int | None = None) -> None:
