@@ -14,7 +14,7 @@ from .errors import InputError
 from .images import Array, as_image, voc_palette
 
 PAPER = 250  # grey level
-CAPTION = 16  # pixels above a cell
+CAPTION, MARGIN = 16, 4  # pixels above and around the image of a cell
 
 
 def overlay(image: Array, mask: Array, legend: Sequence[tuple[int, str]] = (), opacity: float = 0.5) -> Array:
@@ -79,10 +79,10 @@ def shrunk(image: Array, mask: Array, side: int) -> tuple[Array, Array]:
 
 def cell(image: Array, text: str, side: int) -> Array:
     """The image ``[H,W,3]`` in a square of `side` pixels with a line of text above: ``[side + CAPTION,side,3]``."""
-    small = cv2.resize(image, _fitted(image, side - 8), interpolation=cv2.INTER_AREA)
+    small = cv2.resize(image, _fitted(image, side - 2 * MARGIN), interpolation=cv2.INTER_AREA)
     paper = np.full((side + CAPTION, side, 3), PAPER, np.uint8)
-    paper[18 : 18 + small.shape[0], 4 : 4 + small.shape[1]] = small
-    cv2.putText(paper, text, (4, 13), cv2.FONT_HERSHEY_SIMPLEX, 0.42, (20, 20, 20), 1, cv2.LINE_AA)
+    paper[CAPTION + 2 :, MARGIN:][: small.shape[0], : small.shape[1]] = small
+    cv2.putText(paper, text, (MARGIN, 13), cv2.FONT_HERSHEY_SIMPLEX, 0.42, (20, 20, 20), 1, cv2.LINE_AA)
     return paper
 
 

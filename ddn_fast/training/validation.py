@@ -13,7 +13,7 @@ from torch import Tensor
 from .. import distributed
 from ..data.tags import mask_classes
 from ..data.voc import VocFolder
-from ..drawing import cell, overlay, sheet, shrunk
+from ..drawing import MARGIN, cell, overlay, sheet, shrunk
 from ..evaluate import Counts, Evaluation, count
 from ..images import Array
 from ..network import DecoupledNet
@@ -48,8 +48,9 @@ def draw(model: DecoupledNet, folder: VocFolder, ids: Sequence[str]) -> Array:
     columns = []
     for name, result in zip(ids, model.segment([folder.image_path(name) for name in ids]), strict=True):
         image, truth = folder.pair(name)
-        small, small_truth = shrunk(image, truth, CELL)
-        _, small_found = shrunk(image, result.mask, CELL)
+        side = CELL - 2 * MARGIN  # first the size, then the text: it stays readable
+        small, small_truth = shrunk(image, truth, side)
+        _, small_found = shrunk(image, result.mask, side)
         true_names = [(label + 1, folder.classes[label]) for label in mask_classes(truth)]
         found_names = [(folder.classes.index(label) + 1, f"{label} {score:.2f}") for label, score in result.labels]
         columns.append(
