@@ -210,3 +210,16 @@ def test_training_step_times_both_ways(tmp_path: Path, monkeypatch: pytest.Monke
     for way in training_step.WAYS:
         assert 0 < row[way]["frozen_ms"] < row[way]["step_ms"]
         assert row[way]["images_per_second"] == pytest.approx(2000 / row[way]["step_ms"])
+
+
+def test_loading_is_measured_for_both_stages_with_and_without_kept_images(tmp_path: Path) -> None:
+    report = run("data_loading.py", tmp_path)
+    assert report["size"] == [500, 375]
+    assert 50_000 < report["jpeg_bytes"] < 200_000, "not the size of a photograph of VOC's"
+    assert {(row["stage"], row["workers"], row["cached"]) for row in report["rows"]} == {
+        (stage, workers, cached)
+        for stage in ("classifier", "segmenter")
+        for workers in (0, 1)
+        for cached in (False, True)
+    }
+    assert all(0 < row["low"] <= row["images_per_second"] <= row["high"] for row in report["rows"])

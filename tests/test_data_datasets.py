@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import DataLoader
 from voc_writer import mask_of, save_grey, write_voc
 
+from ddn_fast import distributed
 from ddn_fast.data import (
     ClassificationItems,
     ImageStore,
@@ -21,7 +22,8 @@ from ddn_fast.data import (
     read_tags,
     segmentation_item,
 )
-from ddn_fast.errors import DataError
+from ddn_fast.data.datasets import cache_bytes_of_each
+from ddn_fast.errors import DataError, InputError
 
 Sample = dict[str, torch.Tensor]
 
@@ -235,3 +237,14 @@ def test_sample_outside_the_run_is_an_index_error(folder: VocFolder, make) -> No
         with pytest.raises(IndexError):
             dataset[n]
     assert len(list(dataset)) == 5
+
+
+def test_memory_for_images_is_shared_out_among_the_stores_of_a_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert cache_bytes_of_each(2, 4) == 2**29
+    assert cache_bytes_of_each(2, 0) == 2**31
+    assert cache_bytes_of_each(0, 1) == 0
+    monkeypatch.setattr(distributed, "local_size", lambda: 8)
+    assert cache_bytes_of_each(2, 4) == 2**26
+    for wrong in (-1.0, float("nan"), float("inf")):
+        with pytest.raises(InputError, match="cache: wanted 0 gigabytes or more"):
+            cache_bytes_of_each(wrong, 1)

@@ -14,7 +14,15 @@ from tiny_net import CLASSES, random_image, tiny_net, write_image
 
 from ddn_fast.data.voc import VocFolder
 from ddn_fast.errors import DataError, ImageError, InputError
-from ddn_fast.evaluate import Evaluation, average_precision, confusion, evaluate, intersection_over_union
+from ddn_fast.evaluate import (
+    Counts,
+    Evaluation,
+    average_precision,
+    confusion,
+    count,
+    evaluate,
+    intersection_over_union,
+)
 from ddn_fast.images import save_mask
 from ddn_fast.network import DecoupledNet
 
@@ -123,6 +131,19 @@ def test_the_run_over_a_folder_is_the_sum_over_its_images(net, tmp_path):
 
 def zip_pairs(masks: list[np.ndarray]) -> list[tuple[np.ndarray, np.ndarray]]:
     return [(random_image(k, *mask.shape), mask) for k, mask in enumerate(masks)]
+
+
+def test_parts_of_a_folder_put_together_are_the_folder(net, tmp_path):
+    folder = VocFolder(voc_folder(tmp_path / "voc", [random_mask(k, 50, 40) for k in range(5)]))
+    wanted = evaluate(net, folder, "val")
+    parts = [count(net, folder, "val", part=(k, 3)) for k in range(3)]
+    assert [len(part.scores) for part in parts] == [2, 2, 1]
+    tables = (np.concatenate([getattr(part, name) for part in parts]) for name in ("scores", "shown"))
+    got = Counts(sum(part.confusion for part in parts), *tables).figures(net.config.classes)
+    assert got.to_dict() == wanted.to_dict()
+    assert len(count(net, folder, "val", part=(7, 8)).scores) == 0
+    with pytest.raises(DataError, match="at least one image"):
+        count(net, folder, "val", part=(7, 8)).figures(net.config.classes)
 
 
 def test_truth_labels_segment_what_the_masks_show(net):

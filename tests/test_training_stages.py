@@ -332,6 +332,22 @@ def test_windows_and_chosen_masks_are_written_and_read_back(generated: VocFolder
     assert read_log(tmp_path / "a") == read_log(tmp_path / "b")
 
 
+def test_a_run_that_goes_on_reads_the_windows_it_wrote(
+    generated: VocFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every mask again would take minutes on a large folder; a list that somebody changed is another run's."""
+    stage_2(generated, tmp_path)
+    files = {name: (tmp_path / name).read_bytes() for name in ("items.txt", "masks.txt")}
+    for name in ("build_items", "few_masks"):
+        monkeypatch.setattr(segmenter, name, lambda *_, **__: pytest.fail("the masks were read again"))
+    stage_2(generated, tmp_path, resume=True)
+    assert {name: (tmp_path / name).read_bytes() for name in files} == files
+    lines = files["items.txt"].decode().splitlines(keepends=True)
+    (tmp_path / "items.txt").write_text("".join(reversed(lines)))
+    with pytest.raises(CheckpointError, match=r"data\.sha256"):
+        stage_2(generated, tmp_path, resume=True)
+
+
 def test_refused_run_leaves_every_file_of_the_folder(small: VocFolder, tmp_path: Path) -> None:
     """The list of windows, too, which another recipe would choose otherwise."""
     stage_2(small, tmp_path / "a", {"iterations": 2})
