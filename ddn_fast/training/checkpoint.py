@@ -29,8 +29,9 @@ def save_checkpoint(
     tensors = {f"model/{name}": value for name, value in model.state_dict().items()}
     tensors |= {f"optimizer/{name}": value for name, value in _optimizer_tensors(model, optimizer).items()}
     tensors["random/cpu"] = torch.get_rng_state()
-    if torch.cuda.is_available():
-        tensors |= {f"random/cuda{i}": value for i, value in enumerate(torch.cuda.get_rng_state_all())}
+    device = next(model.parameters()).device
+    if device.type == "cuda":  # of that one: others may be other processes'
+        tensors["random/cuda"] = torch.cuda.get_rng_state(device)
     plain = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
     text = json.dumps({"format": FORMAT, **state})
     write_atomic(Path(path), to_bytes(plain, {"state": text, "sha256": _digest(text, plain)}), durable=True)
@@ -64,9 +65,9 @@ def load_checkpoint(
     _restore_model(path, model, tensors)
     _restore_optimizer(path, model, optimizer, tensors)
     torch.set_rng_state(tensors["random/cpu"])
-    for i in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
-        if f"random/cuda{i}" in tensors:
-            torch.cuda.set_rng_state(tensors[f"random/cuda{i}"], i)
+    device = next(model.parameters()).device
+    if device.type == "cuda" and "random/cuda" in tensors:
+        torch.cuda.set_rng_state(tensors["random/cuda"], device)
     return state
 
 
