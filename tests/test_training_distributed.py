@@ -11,7 +11,7 @@ import torch
 from processes import HERE, run
 from safetensors.torch import load_file
 from tiny_training import read_checkpoint, read_log, tiny_recipe
-from training_cases import CASES, loaded, run_case
+from training_cases import CASES, loaded, run_case, trained_part
 
 from ddn_fast.data.voc import VocFolder
 from ddn_fast.errors import InputError
@@ -76,6 +76,17 @@ def assert_same(wanted: Path, got: Path) -> None:
 def test_several_processes_end_where_one_does(by_one: Path, together: Together) -> None:
     for name in together.names:
         assert_same(by_one / name, together.out / name)
+
+
+def test_layers_with_moments_of_their_own_share_them(together: Together) -> None:
+    """By the compiled ops, in float32, whose rounding is all that may show."""
+    wanted = trained_part(0, 5)
+    parts = [load_file(together.out / f"part{rank}.safetensors") for rank in range(together.size)]
+    got = parts[0] | {"scores": torch.cat([part["scores"] for part in parts])}
+    assert wanted.keys() == got.keys()
+    largest = max(value.abs().max().item() for value in wanted.values())
+    for name, value in wanted.items():  # the next normalisation takes some shifts away: their gradients are rounding
+        assert (got[name] - value).abs().max() <= 1e-4 * value.abs().max() + 1e-6 * largest, name
 
 
 def test_every_sample_is_loaded_by_one_process_and_once(by_one: Path, together: Together) -> None:

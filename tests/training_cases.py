@@ -13,11 +13,13 @@ import torch
 from safetensors.torch import save_file
 from tiny_training import StoppedError, fresh_net, tiny_recipe
 
+from ddn_fast import distributed, ops
 from ddn_fast.data.datasets import ClassificationItems, SegmentationItems
 from ddn_fast.data.voc import VocFolder
 from ddn_fast.network import DecoupledNet
 from ddn_fast.training import classifier, segmenter
 from ddn_fast.training.loop import Run
+from ddn_fast.training.trained_part import trained_scores
 
 # Name: stage, recipe. Two processes take whole sub-batches of the first two, and cut those of the others.
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -39,6 +41,31 @@ def run_case(name: str, voc: Path, out: Path, *, resume: bool = False, stop: int
     train = classifier.train_classifier if stage == "classifier" else segmenter.train_segmenter
     with in_float64(), stopping_at(stop), contextlib.suppress(StoppedError):
         train(folder, out, tiny_recipe(stage, **{"iterations": 4, "checkpoint_every": 2, **values}), **options)
+
+
+def trained_part(low: int, high: int) -> dict[str, torch.Tensor]:
+    """Scores of passes `low` to `high` of five and the sum of all processes' gradients, float32, by the compiled ops.
+
+    What the frozen part gives is made up: where pixels tie its switches depend on how a convolution rounds, and that on
+    how many images there are.
+    """
+    generator = torch.Generator().manual_seed(0)
+    net = fresh_net(("ant", "bee", "cow")).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    net.ops = ops
+    pool5, class_map, target = (torch.randn(5, n, m, m, generator=generator) for n, m in ((8, 2), (8, 2), (2, 64)))
+    switches = [
+        torch.randint(0, 256, (5, side, side, -(-width // 4)), dtype=torch.uint8, generator=generator)
+        for side, width in zip((32, 16, 8, 4, 2), net.config.widths, strict=True)
+    ]
+    own = slice(low, high)
+    parts = [x[own].contiguous(memory_format=torch.channels_last) for x in (pool5, class_map)]
+    net.train()
+    scores = trained_scores(net, *parts, tuple(switch[own] for switch in switches))
+    (scores * target[own]).sum().backward()
+    parameters = {name: p for name, p in net.named_parameters() if name.startswith(("bridge", "decoder"))}
+    distributed.sum_gradients(parameters.values())
+    gradients = {name: p.grad.contiguous() for name, p in parameters.items() if p.grad is not None}
+    return {"scores": scores.detach().contiguous(), **gradients}
 
 
 @contextlib.contextmanager

@@ -3,7 +3,8 @@
 Nothing drops and nothing repeats: sample n of the run is item n, whoever loads it, so a run can go on in another number
 of processes. Where the sub-batches of a solver step can be dealt out evenly each process takes whole ones: then batch
 statistics and losses are its own, and processes meet once a step, to sum gradients. Otherwise every sub-batch is cut
-into shares, and its statistics and its loss are summed over the processes.
+into shares, and its statistics and its loss are summed over the processes. Both are what one process computes, but for
+rounding; a convolution of fewer images may round differently, and flip a switch of the encoder where pixels tie.
 """
 
 from __future__ import annotations
