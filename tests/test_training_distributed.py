@@ -131,6 +131,12 @@ def test_more_processes_than_samples_are_refused_by_all(together: Together) -> N
     assert all("wanted at most 1, the recipe's batch" in result["errors"][0] for result in together.saw)
 
 
+def test_processes_start_from_the_weights_of_the_first_and_on_the_same_data(together: Together) -> None:
+    assert len({result["weight"] for result in together.saw}) == 1
+    wanted = "process 0 starts at iteration 0 and process 1 at 0, of another recipe, network or dataset"
+    assert all(wanted in result["errors"][1] for result in together.saw)
+
+
 @pytest.mark.parametrize(("batch", "accumulate", "size"), [(4, 16, 1), (4, 16, 8), (4, 3, 3), (4, 1, 3), (7, 2, 4)])
 @pytest.mark.parametrize("start", [0, 2])
 def test_samples_are_dealt_out_without_drops_or_repeats(batch: int, accumulate: int, size: int, start: int) -> None:

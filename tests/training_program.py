@@ -72,6 +72,18 @@ def main() -> dict[str, Any]:
         toy_run(out / "diverged", batch=1, accumulate=1)
     except DDNError as error:
         errors.append(str(error))
+    # processes that do not have the same before them
+    apart = toy_run(out / "apart", batch=6, accumulate=1)
+    with torch.no_grad():
+        next(apart.model.parameters()).add_(rank)
+    apart.train()
+    found["weight"] = next(apart.model.parameters()).item()
+    other = toy_run(out / "other", batch=6, accumulate=1)
+    other.identity = {"data": rank}
+    try:
+        other.train()
+    except DDNError as error:
+        errors.append(str(error))
     return found | {"written": written, "samples": samples, "errors": errors, "seeds": dropout}
 
 
