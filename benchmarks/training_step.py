@@ -1,9 +1,10 @@
-"""One step of stage 2 with the frozen part as the plain network and by the fused ops, taking turns in one process.
+"""One sub-batch of stage 2, forward and backward, against the same network in plain PyTorch, eager and compiled.
 
-Writes ``training_step-<machine>.json``: milliseconds of the step and of its frozen part, images a second. With
-``--memory`` each runs in a process of its own instead, and the peaks are added to that JSON.
+Writes ``training_step-<machine>.json``: milliseconds of the step and of its frozen part, images a second; rivals take
+turns in one process. With ``--memory`` each runs in a process of its own instead, solver steps included, and the peaks
+are added to that JSON.
 
-    python benchmarks/training_step.py [--size full narrow] [--precision bfloat16 float32] [--memory]
+    python benchmarks/training_step.py [--case NAME ...] [--precision bfloat16 float32] [--memory]
 """
 
 from __future__ import annotations
@@ -18,10 +19,11 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import machine
 import torch
+from plain_training import PlainTraining
 from torch import Tensor
 
 from ddn_fast import ops
@@ -29,92 +31,142 @@ from ddn_fast.config import VOC_CLASSES, NetConfig
 from ddn_fast.images import write_atomic
 from ddn_fast.network import DecoupledNet
 from ddn_fast.training.loss import segmentation_loss
-from ddn_fast.training.segmenter import Frozen, frozen_part, frozen_plain, training_scores
-from ddn_fast.training.solver import train_only, trained_modules
+from ddn_fast.training.recipe import Recipe
+from ddn_fast.training.segmenter import frozen_part
+from ddn_fast.training.solver import build_optimizer, train_only, trained_modules
+from ddn_fast.training.trained_part import trained_scores
 
 NARROW = NetConfig(VOC_CLASSES, 64, (16, 32, 48, 64, 96), fc=192, bridge=96, fc_kernel=1)
-SIZES = {"full": (NetConfig(), 2, 3), "narrow": (NARROW, 16, 30)}  # network, images a step, steps
-WAYS = ("plain", "fast")
+
+
+class Case(NamedTuple):
+    """A network, how many images a sub-batch has, and how many are timed."""
+
+    config: NetConfig
+    images: int
+    steps: int
+
+
+CASES = {
+    "full, 4 images": Case(NetConfig(), 4, 5),
+    "full, 1 image": Case(NetConfig(), 1, 7),
+    "full, 16 images": Case(NetConfig(), 16, 3),
+    "narrow, 32 images": Case(NARROW, 32, 15),
+}
+PLAIN, COMPILED, OURS = "plain eager", "plain compiled", "ddn_fast"
+WAYS = (PLAIN, COMPILED, OURS)
 
 
 class _Step:
-    """Forward and backward of one batch, without the solver's own arithmetic, which both ways share."""
+    """Forward and backward of one batch, without the solver's own arithmetic, which all ways share."""
 
-    def __init__(self, config: NetConfig, images: int, half: bool, ways: tuple[str, ...]) -> None:
+    def __init__(self, case: Case, half: bool, ways: tuple[str, ...]) -> None:
         torch.manual_seed(0)
+        config, images, _ = case
         self.model = DecoupledNet(config, ops).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        train_only(self.model, trained_modules(self.model, "segmenter"))
+        modules = trained_modules(self.model, "segmenter")
+        train_only(self.model, modules)
+        self.optimizer = build_optimizer(modules, Recipe("segmenter", 1, lr=1e-6))
         self.half = half
         self.data = 40 * torch.randn(images, 3, config.side, config.side)
         self.subset = torch.zeros(images, config.num_classes)
         self.subset[:, :2] = 1  # two labels an item
         self.target = torch.randint(0, 2, (images, config.side, config.side))
-        makers = {
-            "plain": lambda: functools.partial(frozen_plain, self.model),
-            "fast": lambda: frozen_part(self.model, half),
-        }
-        self.frozen: dict[str, Callable[[Tensor, Tensor], Frozen]] = {way: makers[way]() for way in ways}
+        self.parts: dict[str, tuple[Callable[..., Any], Callable[..., Tensor]]] = {}
+        for way in ways:
+            if way == OURS:
+                self.parts[way] = frozen_part(self.model, half), functools.partial(trained_scores, self.model)
+            else:
+                plain = PlainTraining(self.model, compiled=way == COMPILED)
+                self.parts[way] = plain.frozen, plain.trained
 
-    def run(self, way: str) -> tuple[float, float]:
-        """Milliseconds of the step and of its frozen part."""
-        self.model.zero_grad(set_to_none=True)
+    def run(self, way: str) -> tuple[float, float, float]:
+        """Milliseconds of the step and of its frozen part, and the loss."""
+        frozen, trained = self.parts[way]
         start = time.perf_counter()
         with torch.autocast("cpu", torch.bfloat16, enabled=self.half):
-            fixed = self.frozen[way](self.data, self.subset)
-            frozen = time.perf_counter()
-            scores = training_scores(self.model, {"data": self.data, "subset": self.subset}, lambda *_: fixed)
-            loss = segmentation_loss(scores, self.target)
+            fixed = frozen(self.data, self.subset)
+            done = time.perf_counter()
+            loss = segmentation_loss(trained(*fixed), self.target)
         assert loss is not None
         loss.backward()
-        return 1e3 * (time.perf_counter() - start), 1e3 * (frozen - start)
+        return 1e3 * (time.perf_counter() - start), 1e3 * (done - start), loss.item()
 
 
-def measure(size: str, precision: str, ways: tuple[str, ...] = WAYS) -> dict[str, Any]:
-    """Medians of all ways, after one round that does not count."""
-    config, images, steps = SIZES[size]
-    step = _Step(config, images, precision == "bfloat16", ways)
-    samples: dict[str, list[tuple[float, float]]] = {way: [] for way in ways}
-    for _ in range(steps + 1):
-        for way in ways:
+def measure(name: str, precision: str, ways: tuple[str, ...] = WAYS) -> dict[str, Any]:
+    """Medians of all ways, after one round that does not count; each round begins with another way."""
+    case = CASES[name]
+    step = _Step(case, precision == "bfloat16", ways)
+    samples: dict[str, list[tuple[float, float, float]]] = {way: [] for way in ways}
+    for turn in range(case.steps + 1):
+        for place in range(len(ways)):
+            way = ways[(turn + place) % len(ways)]
+            step.model.zero_grad(set_to_none=True)
             samples[way].append(step.run(way))
-    row: dict[str, Any] = {"size": size, "precision": precision, "images": images, "steps": steps}
+    row: dict[str, Any] = {"case": name, "precision": precision, "images": case.images, "steps": case.steps}
     for way in ways:
-        whole, frozen = (statistics.median(values) for values in zip(*samples[way][1:], strict=True))
-        row[way] = {"step_ms": whole, "frozen_ms": frozen, "images_per_second": 1e3 * images / whole}
-        print(f"{size} {precision} {way}: step {whole:.0f} ms, frozen part {frozen:.0f} ms", flush=True)
+        whole, frozen, loss = zip(*samples[way][1:], strict=True)
+        quartiles = statistics.quantiles(whole, n=4, method="inclusive")
+        row[way] = {
+            "step_ms": round(quartiles[1], 2),
+            "quartiles_ms": [round(quartiles[0], 2), round(quartiles[2], 2)],
+            "frozen_ms": round(statistics.median(frozen), 2),
+            "images_per_second": round(1e3 * case.images / quartiles[1], 3),
+            "loss": round(loss[0], 4),
+        }
+        print(f"{name}, {precision}, {way}: {json.dumps(row[way])}", flush=True)
     return row
+
+
+def peak(name: str, precision: str, way: str) -> dict[str, int]:
+    """Peak resident bytes of a process that trains this way for some solver steps, and what its solver must hold."""
+    step = _Step(CASES[name], precision == "bfloat16", (way,))
+    for sub_batches in (1, 2):  # with momentum there, a second gradient comes beside the first
+        step.optimizer.zero_grad()
+        for _ in range(sub_batches):
+            step.run(way)
+        step.optimizer.step()
+    trained = [p for p in step.model.parameters() if p.requires_grad]
+    held = sum(p.nbytes for p in step.model.parameters()) + 2 * sum(p.nbytes for p in trained)
+    return {"peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, "weights_gradients_momentum": held}
 
 
 def main() -> int:
     """Measure; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, default=machine.RESULTS, help="folder for the JSON")
-    parser.add_argument("--size", nargs="+", choices=SIZES, default=list(SIZES))
+    parser.add_argument("--case", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--precision", nargs="+", choices=("bfloat16", "float32"), default=["bfloat16", "float32"])
     parser.add_argument("--memory", action="store_true", help="peak memory of each way instead of times")
     parser.add_argument("--memory-of", choices=WAYS, help=argparse.SUPPRESS)  # in a process of its own
     arguments = parser.parse_args()
+    machine.use_allocator_settings()
     machine.use_threads(None)
     if arguments.memory_of:
-        measure(arguments.size[0], arguments.precision[0], (arguments.memory_of,))
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+        print(json.dumps(peak(arguments.case[0], arguments.precision[0], arguments.memory_of)))
         return 0
     path = arguments.out / f"training_step-{machine.name()}.json"
-    cases = [(size, precision) for size in arguments.size for precision in arguments.precision]
-    if arguments.memory:
-        report = json.loads(path.read_text())
-        report["peak_bytes"] = {" ".join([*case, way]): _peak(*case, way) for case in cases for way in WAYS}
-    else:
-        report = {"benchmark": "training_step", "machine": machine.describe()}
-        report["rows"] = [measure(*case) for case in cases]
-    write_atomic(path, (json.dumps(report, indent=1) + "\n").encode())
+    report = json.loads(path.read_text()) if path.exists() else {"benchmark": "training_step", "rows": [], "memory": []}
+    report["machine"] = machine.describe()
+    kind = "memory" if arguments.memory else "rows"
+    for name in arguments.case:
+        for precision in arguments.precision:
+            row = _peaks(name, precision) if arguments.memory else measure(name, precision)
+            others = [r for r in report[kind] if (r["case"], r["precision"]) != (name, precision)]
+            report[kind] = [*others, row]
+            write_atomic(path, (json.dumps(report, indent=1) + "\n").encode())
     print(path)
     return 0
 
 
-def _peak(size: str, precision: str, way: str) -> int:
-    command = [sys.executable, __file__, "--size", size, "--precision", precision, "--memory-of", way]
-    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+def _peaks(name: str, precision: str) -> dict[str, Any]:
+    row: dict[str, Any] = {"case": name, "precision": precision}
+    for way in WAYS:
+        command = [sys.executable, __file__, "--case", name, "--precision", precision, "--memory-of", way]
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        row[way] = json.loads(done.stdout.splitlines()[-1])
+        print(f"{name}, {precision}, {way}: {row[way]}", flush=True)
+    return row
 
 
 if __name__ == "__main__":

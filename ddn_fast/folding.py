@@ -84,16 +84,20 @@ def fold(model: DecoupledNet, dtype: torch.dtype, isa: str) -> Folded:
 
 
 @torch.no_grad()
-def fold_image_part(model: DecoupledNet, dtype: torch.dtype, isa: str) -> FoldedImagePart:
-    """Those of its encoder and head, as :func:`fold` has them."""
+def fold_image_part(model: DecoupledNet, dtype: torch.dtype, isa: str, share: bool = False) -> FoldedImagePart:
+    """Those of its encoder and head, as :func:`fold` has them.
+
+    With `share` weights that are right as they lie are the model's own: for one whose encoder and head do not change.
+    """
     wide = torch.promote_types(dtype, torch.float32)
     head = model.head
+    fc6 = head.fc6.weight.permute(0, 2, 3, 1)
     assert head.fc6.bias is not None
     _check_finite(model, "encoder", "head")
     return FoldedImagePart(
         encoder=tuple(_encoder_stage(model, stage, dtype, isa) for stage in range(1, 6)),
-        fc6=Dense(_own(head.fc6.weight.permute(0, 2, 3, 1), dtype).flatten(1), _own(head.fc6.bias, wide)),
-        fc7=_point(head.fc7, None, dtype, wide),
+        fc6=Dense((_shared if share else _own)(fc6, dtype).flatten(1), _own(head.fc6.bias, wide)),
+        fc7=_point(head.fc7, None, dtype, wide, share),
         cls_score=_point(head.cls_score, None, wide, wide),
     )
 
@@ -188,12 +192,12 @@ def _columns(weight: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
     return columns.flatten(0, 1)
 
 
-def _point(layer: nn.Conv2d, bn: BatchNorm | None, dtype: torch.dtype, wide: torch.dtype) -> Dense:
+def _point(layer: nn.Conv2d, bn: BatchNorm | None, dtype: torch.dtype, wide: torch.dtype, share: bool = False) -> Dense:
     """A 1x1 convolution and the batch normalisation that follows it."""
     weight, bias = layer.weight.flatten(1), layer.bias
     assert bias is not None
     if bn is None:
-        return Dense(_own(weight, dtype), _own(bias, wide))
+        return Dense((_shared if share else _own)(weight, dtype), _own(bias, wide))
     scale, shift = affine(bn)
     return Dense(_own(weight.double() * scale[:, None], dtype), _own(bias.double() * scale + shift, wide))
 
@@ -201,3 +205,8 @@ def _point(layer: nn.Conv2d, bn: BatchNorm | None, dtype: torch.dtype, wide: tor
 def _own(x: Tensor, dtype: torch.dtype) -> Tensor:
     """A contiguous copy of x: the model may change or go."""
     return torch.empty(x.shape, dtype=dtype).copy_(x)
+
+
+def _shared(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """x itself where it is contiguous and of this dtype."""
+    return x.detach().to(dtype).contiguous()

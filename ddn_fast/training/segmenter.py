@@ -165,7 +165,7 @@ def frozen_part(model: DecoupledNet, half: bool) -> Callable[[Tensor, Tensor], F
     if next(model.parameters()).device.type != "cpu" or min(model.config.widths) < 32:
         return functools.partial(frozen_plain, model)
     dtype = torch.bfloat16 if half else torch.float32
-    weights = fold_image_part(model, dtype, cpu_isa() or "plain")
+    weights = fold_image_part(model, dtype, cpu_isa() or "plain", share=True)  # frozen: it does not change
     return functools.partial(frozen_fast, ImagePart(model.config, weights, dtype, ops))
 
 
