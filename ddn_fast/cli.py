@@ -1,4 +1,4 @@
-"""The command line: ``ddn-fast predict | evaluate | train | convert | generate | info``.
+"""The command line: ``ddn-fast predict | evaluate | train | convert | add-sbd | generate | info``.
 
 Under torchrun ``train`` runs in several processes: the first prints, and of an error whichever met it first.
 
@@ -80,6 +80,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_evaluate(commands)
     _add_train(commands)
     _add_convert(commands)
+    _add_add_sbd(commands)
     _add_generate(commands)
     _add_info(commands)
     return parser
@@ -250,10 +251,32 @@ def _convert(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _add_add_sbd(commands: Any) -> None:
+    parser = commands.add_parser(
+        "add-sbd",
+        help="add SBD's masks to a VOC 2012 folder",
+        description="Add SBD's masks to a PASCAL VOC 2012 folder as SegmentationClassAug and the split trainaug.",
+    )
+    parser.add_argument("voc", type=Path, help="VOCdevkit/VOC2012")
+    parser.add_argument("sbd", type=Path, help="benchmark_RELEASE/dataset")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    parser.set_defaults(run=_add_sbd)
+
+
+def _add_sbd(arguments: argparse.Namespace) -> int:
+    from .data.sbd import SPLIT, add_sbd
+
+    added = add_sbd(arguments.voc, arguments.sbd, progress=not arguments.quiet)
+    print(f"{arguments.voc}: split {SPLIT} of {added.images} images, {added.voc} masks of VOC and {added.sbd} of SBD")
+    return 0
+
+
 def _add_generate(commands: Any) -> None:
     parser = commands.add_parser("generate", help="write a synthetic VOC folder", description="Write a dataset.")
     parser.add_argument("root", type=Path, help="folder to write")
     parser.add_argument("--train", type=int, default=1200, metavar="N", help="training images (default %(default)s)")
+    text = "further training images, without a mask (default %(default)s)"
+    parser.add_argument("--scenes", type=int, default=0, metavar="N", help=text)
     text = "further training images, of one object and without a mask (default %(default)s)"
     parser.add_argument("--closeups", type=int, default=2400, metavar="N", help=text)
     parser.add_argument("--val", type=int, default=200, metavar="N", help="validation images (default %(default)s)")
@@ -267,7 +290,7 @@ def _generate(arguments: argparse.Namespace) -> int:
     from .data.synthetic import generate
 
     progress = not arguments.quiet
-    options = {name: getattr(arguments, name) for name in ("train", "closeups", "val", "seed", "workers")}
+    options = {name: getattr(arguments, name) for name in ("train", "scenes", "closeups", "val", "seed", "workers")}
     print(generate(arguments.root, progress=progress, **options))
     return 0
 

@@ -92,6 +92,16 @@ def test_closeups_show_one_class_and_all_of_them_in_turn(tmp_path: Path) -> None
     assert (np.sum([vector == 1 for vector in closeups], 0) >= 1).sum() >= 18
 
 
+def test_scenes_without_masks_have_tags_alone(tmp_path: Path) -> None:
+    folder = VocFolder(make(tmp_path / "voc", train=2, scenes=6, closeups=0, val=1))
+    assert len(folder.ids("train")) == 2
+    scenes = [name for name in folder.ids("Main/train") if name.startswith("scene")]
+    assert len(scenes) == 6
+    assert not any(folder.mask_path(name) for name in scenes)
+    tags = read_tags(folder, "Main/train", progress=False)
+    assert all((tags[name] == 1).any() for name in scenes)
+
+
 @pytest.fixture(scope="module")
 def rendered() -> list[tuple[np.ndarray, np.ndarray]]:
     return [render(np.random.default_rng(seed)) for seed in range(40)]
@@ -146,7 +156,7 @@ def test_a_folder_that_holds_images_is_refused_and_left(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"train": 0}, {"train": -1}, {"closeups": -1}, {"val": -2}, {"seed": -1}, {"workers": 0}, {"workers": -1}],
+    [{"train": 0}, {"train": -1}, {"scenes": -1}, {"closeups": -1}, {"val": -2}, {"seed": -1}, {"workers": 0}, {"workers": -1}],
     ids=str,
 )
 def test_impossible_counts_are_refused_before_anything_is_written(tmp_path: Path, options: dict[str, int]) -> None:

@@ -81,6 +81,8 @@ class Settings:
     void: int = 2
 
 
+KINDS = ("train", "val", "closeup", "scene")  # of images; the place in this list enters the seed
+MASKED = ("train", "val")
 CLOSEUP = Settings(sides=(110, 150), radius=(0.3, 0.48), objects=(1, 1), clutter=(0, 3))
 
 
@@ -111,6 +113,7 @@ def generate(
     root: str | os.PathLike[str],
     *,
     train: int = 1200,
+    scenes: int = 0,
     closeups: int = 2400,
     val: int = 200,
     seed: int = 0,
@@ -120,14 +123,14 @@ def generate(
 ) -> Path:
     """Write a VOC-shaped folder: JPEGImages, SegmentationClass, ImageSets, classes.txt.
 
-    `train` scenes with masks and tags, `closeups` further training images of one object with tags alone (as most
-    images with tags are: they stand in ``Main/train``, not in ``Segmentation/train``), and `val` scenes. Image n
+    `train` scenes with masks and tags, `scenes` further ones and `closeups` images of one object with tags alone (as
+    most images with tags are: they stand in ``Main/train``, not in ``Segmentation/train``), and `val` scenes. Image n
     of a kind depends on (settings, seed, kind, n) only, whatever the number of workers. Returns the folder. Raises
     DataError where the folder already holds images, so that two datasets never mix. The folder appears when it is
     complete: until then everything lies in one beside it, named ``<root>.part``.
     """
     root, complete = Path(root).with_name(Path(root).name + ".part"), Path(root)
-    counts = {"train": train, "closeup": closeups, "val": val}
+    counts = {"train": train, "scene": scenes, "closeup": closeups, "val": val}
     if train < 1 or min(counts.values()) < 0:
         raise DataError(f"generate: wanted at least one training image and no negative count, got {counts}")
     if seed < 0 or (workers is not None and workers < 1):
@@ -142,7 +145,7 @@ def generate(
     write = partial(_write_one, root, seed, settings or Settings())
     with ProcessPoolExecutor(workers or len(os.sched_getaffinity(0))) as pool:
         written = list(tqdm(pool.map(write, jobs, chunksize=16), "images", len(jobs), disable=not progress, unit="img"))
-    for split, kinds in (("train", ("train", "closeup")), ("val", ("val",))):
+    for split, kinds in (("train", ("train", "scene", "closeup")), ("val", ("val",))):
         present = {name: classes for (kind, _), (name, classes) in zip(jobs, written, strict=True) if kind in kinds}
         if not present:  # a split that is empty is none
             continue
@@ -160,12 +163,12 @@ def generate(
 def _write_one(root: Path, seed: int, settings: Settings, job: tuple[str, int]) -> tuple[str, list[int]]:
     kind, n = job
     cv2.setNumThreads(0)  # the parent's thread pool does not survive a fork
-    rng = np.random.default_rng([seed, ("train", "val", "closeup").index(kind), n])
+    rng = np.random.default_rng([seed, KINDS.index(kind), n])
     image, mask = render(rng, CLOSEUP if kind == "closeup" else settings)
     name = f"{kind}_{n:06d}"
     jpeg = cv2.imencode(".jpg", image[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])[1]
     write_atomic(root / f"JPEGImages/{name}.jpg", jpeg.tobytes())
-    if kind != "closeup":
+    if kind in MASKED:
         save_mask(mask, root / f"SegmentationClass/{name}.png")
     return name, mask_classes(mask)
 
