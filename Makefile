@@ -29,9 +29,10 @@ lint: build
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run -Werror $(shell find csrc tests benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu')
 
-# The paper's point on generated images: masks alone against masks and tags (about half an hour on 2 cores).
+# The paper's point on generated images: masks alone against masks and tags (40 minutes on 2 cores; goes on if stopped).
 experiment: build
-	$(BIN)/python benchmarks/few_shot.py --out runs/few_shot
+	$(BIN)/python benchmarks/few_shot.py --out runs/few_shot --keep
+	$(BIN)/python benchmarks/readme.py
 
 # Every op and the whole network against stock PyTorch; JSON, plots and README's tables (about half an hour on 2 cores).
 benchmark: build

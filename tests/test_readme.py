@@ -6,7 +6,6 @@ import json
 import re
 from pathlib import Path
 
-import few_shot
 import pytest
 import readme
 
@@ -14,11 +13,6 @@ from ddn_fast.cli import build_parser
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-
-
-def test_few_shot_table_is_made_from_the_kept_results() -> None:
-    kept = json.loads((ROOT / "benchmarks/results/few_shot.json").read_text())
-    assert few_shot.table(kept["results"]) in README
 
 
 def test_benchmark_tables_are_made_from_the_kept_results() -> None:

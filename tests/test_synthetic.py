@@ -156,7 +156,16 @@ def test_a_folder_that_holds_images_is_refused_and_left(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"train": 0}, {"train": -1}, {"scenes": -1}, {"closeups": -1}, {"val": -2}, {"seed": -1}, {"workers": 0}, {"workers": -1}],
+    [
+        {"train": 0},
+        {"train": -1},
+        {"scenes": -1},
+        {"closeups": -1},
+        {"val": -2},
+        {"seed": -1},
+        {"workers": 0},
+        {"workers": -1},
+    ],
     ids=str,
 )
 def test_impossible_counts_are_refused_before_anything_is_written(tmp_path: Path, options: dict[str, int]) -> None:
