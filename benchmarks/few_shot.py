@@ -9,6 +9,8 @@ Every run is a process of its own, one a core. Results are written after each; a
 holds up no other; whatever stops this program, the same command goes on.
 
     python benchmarks/few_shot.py --out runs/few_shot [--masks 5 10 25 0] [--seeds 0 1 2] [--keep]
+
+With a GPU the network is the full-size one by default; that has not run anywhere yet.
 """
 
 from __future__ import annotations
@@ -37,7 +39,7 @@ from ddn_fast.training.recipe import NetworkShape, Recipe, load_recipe
 
 HERE = Path(__file__).parent
 PLOT = "docs/few_shot.png"
-IMAGES = {"train": 1200, "scenes": 6000, "closeups": 3600, "val": 200}
+IMAGES: dict[str, Any] = {"train": 1200, "scenes": 6000, "closeups": 3600, "val": 200}
 DECODED = 8  # items of each of the rival's batches that go through bridge and decoder
 ALONE_LR = 3e-3
 COST = {"classifier": 1.0, "segmenter": 2.0, "alone": 1.6}  # of an iteration, roughly: for the estimate of time left
@@ -46,20 +48,7 @@ TRIES = 2
 
 def main() -> int:
     """Run what is missing; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, required=True, help="folder for data, runs and results")
-    parser.add_argument("--data", type=Path, help="a VOC folder; default: generate one in OUT")
-    parser.add_argument("--masks", type=int, nargs="+", default=[0, 25, 10, 5], help="masks a class, 0: every mask")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--classifier", default=HERE / "few_shot_classifier.toml", help="recipe of stage 1")
-    parser.add_argument("--segmenter", default=HERE / "few_shot_segmenter.toml", help="recipe of stage 2")
-    parser.add_argument("--size", choices=("narrow", "full"), help="network (default: full with a GPU, else narrow)")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--jobs", type=int, help="runs at a time (default: one a core, or one with a GPU)")
-    parser.add_argument(
-        "--keep", action="store_true", help="when all is done, put JSON and plot where README shows them"
-    )
-    arguments = parser.parse_args()
+    arguments = parser().parse_args()
     settings = settings_of(arguments)
     arguments.out.mkdir(parents=True, exist_ok=True)
     if (other := differing(arguments.out / SETTINGS, settings)) is not None:
@@ -81,6 +70,24 @@ def main() -> int:
         write_atomic(machine.RESULTS / "few_shot.json", (json.dumps(report, indent=1) + "\n").encode())
         draw(report, machine.ROOT / PLOT)
     return 1 if failed else 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options of the command line."""
+    options = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    options.add_argument("--out", type=Path, required=True, help="folder for data, runs and results")
+    options.add_argument("--data", type=Path, help="a VOC folder; default: generate one in OUT")
+    options.add_argument("--masks", type=int, nargs="+", default=[0, 25, 10, 5], help="masks a class, 0: every mask")
+    options.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    options.add_argument("--classifier", default=HERE / "few_shot_classifier.toml", help="recipe of stage 1")
+    options.add_argument("--segmenter", default=HERE / "few_shot_segmenter.toml", help="recipe of stage 2")
+    options.add_argument("--size", choices=("narrow", "full"), help="network (default: full with a GPU, else narrow)")
+    options.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    options.add_argument("--jobs", type=int, help="runs at a time (default: one a core, or one with a GPU)")
+    options.add_argument(
+        "--keep", action="store_true", help="when all is done, put JSON and plot where README shows them"
+    )
+    return options
 
 
 def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -299,7 +306,8 @@ def draw(report: dict[str, Any], path: Path) -> None:
     figure, axes = plt.subplots(figsize=(5.5, 3.5), layout="constrained")
     for rival in (TAGS, ALONE):
         here = [(x, values(results, rival, count)) for x, count in enumerate(shown) if values(results, rival, count)]
-        means, spreads = [np.mean(v) for _, v in here], [np.std(v, ddof=1) if len(v) > 1 else 0 for _, v in here]
+        means = [float(np.mean(v)) for _, v in here]
+        spreads = [float(np.std(v, ddof=1)) if len(v) > 1 else 0.0 for _, v in here]
         axes.errorbar([x for x, _ in here], means, spreads, marker="o", capsize=3, label=rival)
     axes.set_xticks(range(len(shown)), [str(count or "every") for count in shown])
     axes.set_xlabel("masks a class")

@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
+from torch.utils.data import DataLoader
 
 from ddn_fast import ops
 from ddn_fast.config import NetConfig
@@ -28,7 +29,7 @@ from ddn_fast.data.windows import WindowItem, build_items
 from ddn_fast.network import DecoupledNet, Head, HeadOutput
 from ddn_fast.training.bn import add_batch_norm, fold_batch_norm, reestimate
 from ddn_fast.training.classifier import data_identity
-from ddn_fast.training.loop import Batch, Run, batches_from
+from ddn_fast.training.loop import Batch, Run
 from ddn_fast.training.loss import classification_loss, segmentation_loss
 from ddn_fast.training.recipe import Recipe
 from ddn_fast.training.segmenter import training_scores
@@ -116,9 +117,10 @@ def train_masks_alone(
     fold_batch_norm(model)
     model.eval()
     plan = dataclasses.replace(recipe, iterations=recipe.bn_batches, batch=recipe.bn_batch, accumulate=1)
+    unseen = TaggedItems(folder, windows, plan, side, recipe.seed + 1, cache_bytes)  # the stream of another seed
     reestimate(
         model,
-        batches_from(TaggedItems(folder, windows, plan, side, recipe.seed + 1, cache_bytes), plan, 0, workers),
+        DataLoader(unseen, plan.batch, num_workers=workers),
         lambda batch: training_scores(model, {name: value.to(run.device) for name, value in batch.items()}),
     )
     return model.eval().requires_grad_(True)
@@ -143,7 +145,8 @@ def class_map(model: DecoupledNet, head: HeadOutput, subset: Tensor) -> Tensor:
     It is a reading of the head: no gradient goes through it.
     """
     with torch.no_grad():
-        weights = [folded_weight(*pair) for pair in (model.head.fc6, model.head.fc7)]
+        pairs: list[Any] = [model.head.fc6, model.head.fc7]
+        weights = [folded_weight(*pair) for pair in pairs]
         parts = [SimpleNamespace(weight=weight) for weight in (*weights, model.head.cls_score.weight)]
         folded: Any = SimpleNamespace(**dict(zip(("fc6", "fc7", "cls_score"), parts, strict=True)))
         passes = torch.arange(len(subset), device=subset.device)

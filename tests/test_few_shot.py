@@ -23,7 +23,7 @@ from ddn_fast.data.voc import VocFolder
 from ddn_fast.data.windows import WindowItem
 from ddn_fast.network import DecoupledNet
 from ddn_fast.training.bn import add_batch_norm, fold_batch_norm
-from ddn_fast.training.recipe import load_recipe
+from ddn_fast.training.recipe import from_dict, load_recipe
 from ddn_fast.weights import load
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -122,6 +122,17 @@ def test_shipped_recipes_give_the_rival_as_many_steps_and_images() -> None:
     assert made["alone"].samples == made["classifier"].samples + made["segmenter"].samples
     assert made["alone"].network == made["classifier"].network
     assert few_shot.DECODED * made["alone"].iterations >= made["segmenter"].samples
+
+
+@pytest.mark.parametrize(
+    ("size", "device", "side"), [(None, "cpu", 64), (None, "cuda", 320), ("narrow", "cuda", 64), ("full", "cpu", 320)]
+)
+def test_network_is_the_full_size_one_where_there_is_a_gpu(size: str | None, device: str, side: int) -> None:
+    options = ["--out", "x", "--device", device, *(["--size", size] if size else [])]
+    made = few_shot.settings_of(few_shot.parser().parse_args(options))
+    found = {kind: from_dict(recipe) for kind, recipe in made["recipes"].items()}
+    assert found["classifier"].network.side == found["alone"].network.side == side
+    assert {recipe.resize for recipe in found.values()} == {350 if side == 320 else 72}
 
 
 SCRIPT = """
