@@ -85,6 +85,7 @@ def test_a_window_has_the_tags_of_what_it_shows() -> None:
     assert tags.tolist() == [1, 0, 0, 0]
     assert masks_alone.window_tags(mask, WindowItem("i", "m", (2, 0, 9, 9), (2,)), 4).tolist() == [0, 0, -1, 0]
     assert masks_alone.window_tags(mask, WindowItem("i", "m", (1, 0, 11, 9), (2,)), 4).tolist() == [1, 0, 1, 0]
+    assert masks_alone.window_tags(mask, WindowItem("i", "m", (8, 0, 19, 3), (2,)), 4).tolist() == [0, 0, 1, 0]
     assert masks_alone.window_tags(mask, WindowItem("i", "m", (30, 30, 40, 40), (2,)), 4).tolist() == [0, 0, 0, 0]
 
 
