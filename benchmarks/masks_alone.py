@@ -34,6 +34,7 @@ from ddn_fast.training.loss import classification_loss, segmentation_loss
 from ddn_fast.training.recipe import Recipe
 from ddn_fast.training.segmenter import training_scores
 from ddn_fast.training.solver import build_optimizer
+from ddn_fast.training.trained_part import trained_scores
 
 SHOWN = 0.3  # of a class's pixels must lie in a window for it to show the class; with fewer it is not asked
 
@@ -128,13 +129,14 @@ def train_masks_alone(
 
 def joint_loss(model: DecoupledNet, batch: Batch, decoded: int) -> Tensor:
     """Stage 1's loss of the whole batch plus stage 2's of its first `decoded` items."""
-    features = model.encoder(batch["data"].contiguous(memory_format=torch.channels_last), model.ops)
+    data = batch["data"].contiguous(memory_format=torch.channels_last)
+    features = model.encoder(data, model.ops)
     head = model.head(features.pool5)
     tags = classification_loss(head.score_map, batch["labels"])
     first = slice(decoded)
     few = HeadOutput(*(part[first] for part in head))
-    joined = model.bridge(features.pool5[first], class_map(model, few, batch["subset"][first]))
-    scores = model.decoder(joined, tuple(part[first] for part in features.switches), None, model.ops)
+    maps = (features.pool5[first].to(data), class_map(model, few, batch["subset"][first]).to(data))
+    scores = trained_scores(model, *maps, tuple(part[first].contiguous() for part in features.switches))
     masks = segmentation_loss(scores, batch["target"][first])
     return tags if masks is None else tags + masks
 

@@ -23,6 +23,7 @@ from ddn_fast.data.voc import VocFolder
 from ddn_fast.data.windows import WindowItem
 from ddn_fast.network import DecoupledNet
 from ddn_fast.training.bn import add_batch_norm, fold_batch_norm
+from ddn_fast.training.loop import Batch
 from ddn_fast.training.recipe import from_dict, load_recipe
 from ddn_fast.weights import load
 
@@ -55,18 +56,50 @@ def test_rivals_class_map_is_that_of_the_network_it_folds_to() -> None:
     torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-12)
 
 
-def test_rival_learns_masks_and_tags_together_and_decodes_only_the_first_items() -> None:
-    model = normalised_net().float().train()
+@pytest.fixture
+def model() -> DecoupledNet:
+    """In training, and the same whenever it is called."""
+    model = normalised_net().train()
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
-            module.momentum = 0.0  # so that two calls meet the same network
+            module.momentum = 0.0
+    return model
+
+
+@pytest.fixture
+def batch() -> Batch:
+    """Four items."""
     torch.manual_seed(1)
-    batch = {
+    return {
         "data": 40 * torch.randn(4, 3, 64, 64),
         "target": torch.randint(0, 2, (4, 64, 64)),
         "subset": torch.nn.functional.one_hot(torch.arange(4), len(CLASSES)).float(),
         "labels": torch.randint(-1, 2, (4, len(CLASSES))),
     }
+
+
+def test_rivals_loss_and_gradients_are_those_of_the_plain_network(model: DecoupledNet, batch: Batch) -> None:
+    batch["data"] = batch["data"].double()
+    masks_alone.joint_loss(model, batch, 3).backward()
+    got = {name: 0 if p.grad is None else p.grad for name, p in model.named_parameters()}
+    model.zero_grad()
+    features = model.encoder(batch["data"], ops)
+    head = model.head(features.pool5)
+    given = masks_alone.class_map(model, head, batch["subset"])[:3]
+    scores = model.decoder(model.bridge(features.pool5[:3], given), tuple(s[:3] for s in features.switches), None, ops)
+    tags, known = batch["labels"].double(), batch["labels"] >= 0
+    losses = torch.nn.functional.binary_cross_entropy_with_logits(head.score_map.mean((2, 3)), tags, reduction="none")
+    wanted = losses[known].sum() / 4 + torch.nn.functional.cross_entropy(scores, batch["target"][:3])
+    wanted.backward()
+    for name, parameter in model.named_parameters():
+        scale = parameter.grad.abs().max() + 1e-6  # biases before a normalisation have a gradient of rounding errors
+        assert (got[name] - parameter.grad).abs().max() < 1e-6 * scale, name
+
+
+def test_rival_learns_masks_and_tags_together_and_decodes_only_the_first_items(
+    model: DecoupledNet, batch: Batch
+) -> None:
+    model = model.float()
     loss = masks_alone.joint_loss(model, batch, 2)
     loss.backward()
     assert all(p.grad.any() for name, p in model.named_parameters() if name.endswith("weight")), (

@@ -148,7 +148,7 @@ def frozen_plain(model: DecoupledNet, data: Tensor, subset: Tensor) -> Frozen:
     features, head = model.encode(data.contiguous(memory_format=torch.channels_last))
     passes = torch.arange(len(data), device=data.device)
     class_map = model.head.class_map(head, head.max_scores * subset.to(data), passes)
-    return Frozen(features.pool5, class_map, features.switches)
+    return Frozen(features.pool5.to(data), class_map.to(data), features.switches)  # as the ops of training want them
 
 
 @torch.no_grad()
