@@ -527,3 +527,11 @@ def test_frozen_part_by_the_fused_ops_equals_the_plain_network(half: bool) -> No
     assert frozen_part(net, half).func is not frozen_plain
     assert not fast.pool5.requires_grad
     assert not fast.class_map[1].any()
+
+
+def test_maps_of_a_narrow_frozen_part_reach_the_ops_of_training_under_autocast() -> None:
+    net = fresh_net(tuple("abc"))
+    data, subset = 40 * torch.randn(2, 3, 64, 64), torch.eye(3)[:2]
+    with torch.autocast("cpu", torch.bfloat16):
+        fixed = frozen_part(net, True)(data, subset)
+    assert fixed.pool5.dtype == fixed.class_map.dtype == torch.float32, "trained_scores falls back to plain formulas"
