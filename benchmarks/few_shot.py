@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 import os
 import subprocess
 import sys
@@ -40,7 +41,6 @@ from ddn_fast.training.recipe import NetworkShape, Recipe, load_recipe
 HERE = Path(__file__).parent
 PLOT = "docs/few_shot.png"
 IMAGES: dict[str, Any] = {"train": 1200, "scenes": 6000, "closeups": 3600, "val": 200}
-DECODED = 8  # items of each of the rival's batches that go through bridge and decoder
 ALONE_LR = 3e-3
 COST = {"classifier": 1.0, "segmenter": 2.0, "alone": 1.6}  # of an iteration, roughly: for the estimate of time left
 TRIES = 2
@@ -96,9 +96,10 @@ def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
     if (arguments.size or ("narrow" if arguments.device == "cpu" else "full")) == "full":
         stage1 = dataclasses.replace(stage1, network=NetworkShape(), resize=350)
         stage2 = dataclasses.replace(stage2, resize=350)
+    made = recipes(stage1, stage2)
     settings = {
-        "recipes": {name: recipe.to_dict() for name, recipe in recipes(stage1, stage2).items()},
-        "decoded": DECODED,
+        "recipes": {name: recipe.to_dict() for name, recipe in made.items()},
+        "decoded": math.ceil(stage2.samples / made["alone"].iterations),  # of each of the rival's batches
         "folder": str(arguments.data or arguments.out / "data"),
         "images": None if arguments.data else IMAGES,
         "device": arguments.device,

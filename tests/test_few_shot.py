@@ -24,7 +24,7 @@ from ddn_fast.data.windows import WindowItem
 from ddn_fast.network import DecoupledNet
 from ddn_fast.training.bn import add_batch_norm, fold_batch_norm
 from ddn_fast.training.loop import Batch
-from ddn_fast.training.recipe import from_dict, load_recipe
+from ddn_fast.training.recipe import from_dict
 from ddn_fast.weights import load
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -151,11 +151,12 @@ def test_every_kind_of_run_trains_and_is_scored(generated: VocFolder, tmp_path: 
 
 
 def test_shipped_recipes_give_the_rival_as_many_steps_and_images() -> None:
-    shipped = [load_recipe(few_shot.HERE / f"few_shot_{kind}.toml") for kind in ("classifier", "segmenter")]
-    made = few_shot.recipes(*shipped)
+    settings = few_shot.settings_of(few_shot.parser().parse_args(["--out", "x", "--device", "cpu"]))
+    made = {kind: from_dict(recipe) for kind, recipe in settings["recipes"].items()}
     assert made["alone"].samples == made["classifier"].samples + made["segmenter"].samples
     assert made["alone"].network == made["classifier"].network
-    assert few_shot.DECODED * made["alone"].iterations >= made["segmenter"].samples
+    assert made["alone"].batch >= settings["decoded"]
+    assert settings["decoded"] * made["alone"].iterations >= made["segmenter"].samples
 
 
 @pytest.mark.parametrize(
