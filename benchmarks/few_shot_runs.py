@@ -55,9 +55,12 @@ class Name:
 
 
 def recipe_of(name: Name, settings: dict[str, Any]) -> Recipe:
-    """The recipe of a run: its kind's, with the run's seed and masks."""
+    """The recipe of a run: its kind's, with the run's seed and masks; the rival's rate depends on how many they are."""
     kind = "classifier" if name.count is None else {"tags": "segmenter", "alone": "alone"}[name.kind]
     recipe = from_dict(settings["recipes"][kind], kind)
+    few = settings["few"]
+    if kind == "alone" and 0 < (name.count or 0) <= few["masks_per_class"]:
+        recipe = dataclasses.replace(recipe, lr=few["lr"])
     return dataclasses.replace(recipe, seed=name.seed, masks_per_class=name.count or 0)
 
 

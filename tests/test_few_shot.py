@@ -126,7 +126,14 @@ def settings(folder: Path) -> dict[str, Any]:
     stage1 = tiny_recipe("classifier", batch_norm=True, accumulate=1)
     stage2 = tiny_recipe("segmenter", accumulate=1)
     recipes = {name: recipe.to_dict() for name, recipe in few_shot.recipes(stage1, stage2).items()}
-    return {"recipes": recipes, "decoded": 1, "folder": str(folder), "images": None, "device": "cpu"}
+    return {
+        "recipes": recipes,
+        "decoded": 1,
+        "few": {"masks_per_class": 2, "lr": 0.5},
+        "folder": str(folder),
+        "images": None,
+        "device": "cpu",
+    }
 
 
 @pytest.mark.filterwarnings("ignore:wanted 1 masked images")
@@ -157,6 +164,12 @@ def test_shipped_recipes_give_the_rival_as_many_steps_and_images() -> None:
     assert made["alone"].network == made["classifier"].network
     assert made["alone"].batch >= settings["decoded"]
     assert settings["decoded"] * made["alone"].iterations >= made["segmenter"].samples
+
+
+def test_rivals_learning_rate_is_the_one_for_its_number_of_masks(tmp_path: Path) -> None:
+    rates = [few_shot_runs.recipe_of(Name(0, "alone", count), settings(tmp_path)).lr for count in (0, 1, 2, 3)]
+    assert rates == [few_shot.ALONE_LR, 0.5, 0.5, few_shot.ALONE_LR]
+    assert few_shot_runs.recipe_of(Name(0, "tags", 1), settings(tmp_path)).lr == tiny_recipe("segmenter").lr
 
 
 @pytest.mark.parametrize(
