@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 INTERRUPTED = 130
 CACHE_GB = 2.0
-ENGINE_DTYPE = "float32"  # the labels of the plain network; bfloat16 is faster
+ENGINE_DTYPES = {"cpu": "float32", "cuda": "bfloat16"}  # by default; float32: the labels of the plain network
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -317,9 +317,12 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--fast",
         action=argparse.BooleanOptionalAction,
-        help="the engine, or the plain network (default: the engine on a CPU, where its kernels were built)",
+        help="the engine, or the plain network (default: the engine, where there are kernels for the device)",
     )
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help=f"of the engine (default {ENGINE_DTYPE})")
+    defaults = ", ".join(f"{dtype} on {device}" for device, dtype in ENGINE_DTYPES.items())
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16", "float16"), help=f"of the engine (default {defaults})"
+    )
     _add_device_options(parser)
 
 
@@ -329,28 +332,30 @@ def _add_device_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _load(arguments: argparse.Namespace) -> Segmenter:
-    """The network to use, by default the engine on a CPU that has its kernels; prints one line that says which."""
+    """The network to use, by default the engine where it has kernels; prints one line that says which."""
     import torch
 
     from . import info
     from .weights import load
 
-    device = _device("cpu" if arguments.fast and arguments.device is None else arguments.device)
-    fast = device == "cpu" and info.cpu_isa() is not None if arguments.fast is None else arguments.fast
+    device = _device(arguments.device)
+    lack = info.engine_lacks(torch.device(device))
+    fast = lack is None if arguments.fast is None else arguments.fast
     if arguments.dtype and not fast:
-        raise InputError("--dtype: wanted only with the engine, which runs on the CPU and without --no-fast")
+        raise InputError(f"--dtype: wanted only with the engine: {lack or 'it runs without --no-fast'}")
     if fast:
-        dtype = getattr(torch, arguments.dtype or ENGINE_DTYPE)
+        dtype = arguments.dtype or ENGINE_DTYPES[torch.device(device).type]
         try:
-            engine = load(arguments.weights, device=device, fast=True, dtype=dtype)
+            engine = load(arguments.weights, device=device, fast=True, dtype=getattr(torch, dtype))
         except ImportError as error:
             raise InputError(f"--fast: {error}") from error
-        print(f"engine: {arguments.dtype or ENGINE_DTYPE} on {engine.isa}")
+        print(f"engine: {dtype} on {engine.runtime.name}")
         return engine
     model = load(arguments.weights, device=device)
     with contextlib.suppress(ImportError):  # without the extension the plain formulas do
         model.ops = importlib.import_module("ddn_fast.ops")
-    print(f"plain network: float32 on {device}")
+    why = "" if lack is None or arguments.fast is False else f" ({lack})"
+    print(f"plain network: float32 on {device}{why}")
     return model
 
 

@@ -64,7 +64,7 @@ class Folded(NamedTuple):
 
 @torch.no_grad()
 def fold(model: DecoupledNet, dtype: torch.dtype, isa: str) -> Folded:
-    """The weights of `model` (in eval mode), in memory of their own.
+    """The weights of `model` (in eval mode), in memory of their own, on the device where it is.
 
     `dtype`: of maps and of the large dense layers; biases and class scores are float32 at least. `isa` decides how the
     convolutions are packed (:func:`ddn_fast.packing.conv3x3_layout`). Raises NumericsError where a value is NaN or
@@ -141,7 +141,8 @@ def _pack_stage(layers: list[tuple[Tensor, Tensor]], dtype: torch.dtype, isa: st
     """Layers as (weight ``[O,C,3,3]``, bias ``[O]``), both float64."""
     wide = torch.promote_types(dtype, torch.float32)
     layouts = [conv3x3_layout(dtype, isa, weight.shape[1], pooled) for weight, _ in layers]
-    weights = [pack_conv3x3(weight, layout, wide) for (weight, _), layout in zip(layers, layouts, strict=True)]
+    packed = dtype if dtype == torch.float16 else wide
+    weights = [pack_conv3x3(weight, layout, packed) for (weight, _), layout in zip(layers, layouts, strict=True)]
     return Stage(weights, [_own(bias, wide) for _, bias in layers])
 
 
@@ -174,8 +175,8 @@ def _rows(
     paper's size is a gigabyte, and one row is transposed in the cache.
     """
     taps = weight.flatten(2)
-    rows = torch.empty(len(taps), taps.shape[2], taps.shape[1], dtype=dtype)
-    constant = torch.empty(len(taps), dtype=torch.float64)
+    rows = torch.empty(len(taps), taps.shape[2], taps.shape[1], dtype=dtype, device=weight.device)
+    constant = torch.empty(len(taps), dtype=torch.float64, device=weight.device)
     for k in range(len(taps)):
         row = taps[k].double() * scale[k]  # [C,k*k]
         constant[k] = row.sum(1) @ in_shift
@@ -186,7 +187,7 @@ def _rows(
 def _columns(weight: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
     """``scale * weight`` of a transposed convolution ``[N,C,k,k]``, scale ``[C]``, as ``[k*k*C,N]``."""
     taps = weight.flatten(2)
-    columns = torch.empty(taps.shape[2], taps.shape[1], len(taps), dtype=dtype)
+    columns = torch.empty(taps.shape[2], taps.shape[1], len(taps), dtype=dtype, device=weight.device)
     for channel in range(taps.shape[1]):
         columns[:, channel] = (taps[:, channel].double() * scale[channel]).T.contiguous()
     return columns.flatten(0, 1)
@@ -204,7 +205,7 @@ def _point(layer: nn.Conv2d, bn: BatchNorm | None, dtype: torch.dtype, wide: tor
 
 def _own(x: Tensor, dtype: torch.dtype) -> Tensor:
     """A contiguous copy of x: the model may change or go."""
-    return torch.empty(x.shape, dtype=dtype).copy_(x)
+    return torch.empty(x.shape, dtype=dtype, device=x.device).copy_(x)
 
 
 def _shared(x: Tensor, dtype: torch.dtype) -> Tensor:

@@ -44,6 +44,10 @@ class Encoded(NamedTuple):
         """``[B,L]`` int64: where each class scores highest, row-major, first on a tie (section 3)."""
         return best_position(self.score_map)
 
+    def before_decoder(self) -> Encoded:
+        """The same without what the decoder alone reads: what bridge and gate do."""
+        return self._replace(pool5=self.pool5[:0], switches=())
+
 
 class ImagePart:
     """Encoder and head of a network, folded and run by the fused ops; stage 2 of training leaves them as they are.
@@ -54,7 +58,8 @@ class ImagePart:
 
     def __init__(self, config: NetConfig, weights: FoldedImagePart, dtype: torch.dtype, ops: Any) -> None:
         self.config, self.weights, self.dtype, self.ops = config, weights, dtype, ops
-        self._input_like = torch.empty(0, dtype=torch.promote_types(dtype, torch.float32))
+        wide, device = torch.promote_types(dtype, torch.float32), weights.cls_score.weight.device
+        self._input_like = torch.empty(0, dtype=wide, device=device)
 
     def input_like(self) -> Tensor:
         """An empty tensor of the input's dtype."""
@@ -106,7 +111,8 @@ class ImagePart:
         window, corner = self.gate(encoded, image, label)
         window *= labels[image, label, None].to(window)
         maps = window.new_zeros(len(labels), side * side, self.config.widths[-1])
-        offsets = torch.arange(kernel)[:, None] * side + torch.arange(kernel)
+        steps = torch.arange(kernel, device=window.device)
+        offsets = steps[:, None] * side + steps
         pixels = (corner // grid * side + corner % grid)[:, None] + offsets.flatten()  # [Q,k*k]
         maps.index_put_((image[:, None], pixels), window.view(len(image), kernel * kernel, -1), accumulate=True)
         return maps.view(len(labels), side, side, -1).permute(0, 3, 1, 2)

@@ -16,6 +16,8 @@ import torch
 from . import reference
 from .errors import InputError
 
+MIN_CAPABILITY = 8  # its major number: what csrc/cuda is written for
+
 _DISTRIBUTIONS = {
     "torch": ("torch",),
     "numpy": ("numpy",),
@@ -31,8 +33,8 @@ def collect() -> dict[str, Any]:
 
     Keys: ``ddn_fast``, ``python``, ``platform``, ``versions`` (None where not installed), ``build`` (None without the
     extension), ``cpu`` (``cores``, ``threads``, ``features``, ``isa``: the instruction set that kernels use), ``cuda``
-    (torch's CUDA version or None), ``gpus`` (each with ``capability`` and whether the kernels built are ``covered``),
-    ``ops`` (op to ``{"cpu": bool, "cuda": bool}``) and ``missing``: a sentence for each kernel that cannot run here,
+    (torch's CUDA version or None), ``gpus`` (each with ``capability``, whether it is ``covered`` by the kernels built,
+    the architecture whose ``code`` it runs, and ``conv3x3``, how that multiplies matrices), ``ops`` (op to ``{"cpu": bool, "cuda": bool}``) and ``missing``: a sentence for each kernel that cannot run here,
     saying how to get it.
     """
     native, missing = _extension()
@@ -40,11 +42,7 @@ def collect() -> dict[str, Any]:
     gpus = [_gpu(index, build) for index in range(torch.cuda.device_count())]
     if build and not build["cuda_archs"]:
         missing.append("no CUDA kernels were built: rebuild where nvcc is found (DDN_CUDA=ON makes that a condition)")
-    missing += [
-        f"no CUDA kernel for {gpu['name']}: rebuild with {gpu['capability']} in TORCH_CUDA_ARCH_LIST"
-        for gpu in gpus
-        if build and build["cuda_archs"] and not gpu["covered"]
-    ]
+    missing += [_no_kernel(gpu, build) for gpu in gpus if build and build["cuda_archs"] and not gpu["covered"]]
     if not torch.backends.cuda.is_built():
         missing.append("this torch has no CUDA: install a CUDA build of torch to use a GPU")
     elif not gpus:
@@ -85,9 +83,9 @@ def text() -> str:
     else:
         lines.append(("CPU", f"{cpu['cores']} cores, {cpu['threads']} threads"))
     for gpu in info["gpus"]:
-        covered = "covered" if gpu["covered"] else "not covered"
         memory = f"{gpu['memory_bytes'] / 2**30:.0f} GiB"
-        lines.append(("GPU", f"{gpu['name']}, compute capability {gpu['capability']} ({covered}), {memory}"))
+        lines.append(("GPU", f"{gpu['name']}, compute capability {gpu['capability']}, {memory}"))
+        lines.append(("kernels use", f"{gpu['code']}, conv3x3 by {gpu['conv3x3']}" if gpu["covered"] else "none fits"))
     for name, kernels in info["ops"].items():
         lines.append((name, " ".join(device for device, built in kernels.items() if built) or "no kernel"))
     lines += [("missing", sentence) for sentence in info["missing"]]
@@ -106,11 +104,38 @@ def cpu_isa() -> str | None:
         raise InputError(str(error)) from error
 
 
+def engine_lacks(device: torch.device) -> str | None:
+    """Why the compiled ops of an engine cannot run on a CPU or CUDA device, and what to do; None where they can."""
+    native, missing = _extension()
+    if native is None:
+        return missing[0]
+    if device.type == "cpu":
+        return None
+    build = native.build_info()
+    if not build["cuda_archs"]:
+        return "this ddn-fast was built without CUDA kernels: rebuild it where nvcc is found (DDN_CUDA=ON)"
+    gpu = _gpu(torch.cuda.current_device() if device.index is None else device.index, build)
+    return None if gpu["covered"] else _no_kernel(gpu, build)
+
+
+def kernels_of(index: int) -> str:
+    """One line that names a GPU and the code it runs."""
+    native, _ = _extension()
+    gpu = _gpu(index, native.build_info() if native else None)
+    return f"{gpu['name']}, {gpu['code']}, {gpu['conv3x3']}" if gpu["covered"] else str(gpu["name"])
+
+
 def covers(archs: list[str], capability: tuple[int, int]) -> bool:
-    """Whether code built for `archs` (CMake's names: "90a-real", "80-virtual") runs on a GPU of this capability.
+    """Whether code built for `archs` (CMake's names: "90a-real", "80-virtual") runs on a GPU of this capability."""
+    return code_for(archs, capability) is not None
+
+
+def code_for(archs: list[str], capability: tuple[int, int]) -> str | None:
+    """Which of `archs` a GPU of this capability runs: the nearest machine code, else PTX, else None.
 
     Machine code serves its own major version from its own minor on, PTX everything newer, an "a" exactly one.
     """
+    found: list[tuple[bool, tuple[int, int], bool, str]] = []
     for arch in archs:
         match = re.fullmatch(r"(\d+)(\d)([af]?)-(real|virtual)", arch)
         if match is None:
@@ -123,8 +148,13 @@ def covers(archs: list[str], capability: tuple[int, int]) -> bool:
         else:
             fits = built[0] == capability[0] and built <= capability
         if fits:
-            return True
-    return False
+            found.append((match[4] == "real", built, bool(match[3]), arch))
+    return max(found)[3] if found else None
+
+
+def conv3x3_variant(code: str) -> str:
+    """How conv3x3 multiplies matrices in code for this architecture (csrc/cuda chooses)."""
+    return "mma.sync"
 
 
 def _extension() -> tuple[Any, list[str]]:
@@ -148,13 +178,25 @@ def _kernels(name: str, build: dict[str, Any] | None) -> dict[str, bool]:
 
 def _gpu(index: int, build: dict[str, Any] | None) -> dict[str, Any]:
     properties = torch.cuda.get_device_properties(index)
-    capability = properties.major, properties.minor
+    code = code_for(build["cuda_archs"], (properties.major, properties.minor)) if build else None
     return {
         "name": properties.name,
         "capability": f"{properties.major}.{properties.minor}",
         "memory_bytes": properties.total_memory,
-        "covered": build is not None and covers(build["cuda_archs"], capability),
+        "covered": code is not None,
+        "code": code,
+        "conv3x3": conv3x3_variant(code) if code else None,
     }
+
+
+def _no_kernel(gpu: dict[str, Any], build: dict[str, Any]) -> str:
+    """What is wrong where none of the architectures built fits a GPU, and what to do."""
+    if int(gpu["capability"].split(".")[0]) < MIN_CAPABILITY:
+        return f"no CUDA kernel for {gpu['name']} ({gpu['capability']}): they need compute capability 8.0 or newer"
+    return (
+        f"no CUDA kernel for {gpu['name']} among those built ({', '.join(build['cuda_archs'])}): rebuild with "
+        f"{gpu['capability']} in TORCH_CUDA_ARCH_LIST"
+    )
 
 
 def _version(*candidates: str) -> str | None:

@@ -27,6 +27,7 @@ from .errors import InputError
 Layout = Literal["pairs", "direct", "winograd"]
 
 BLOCK = 32
+CUDA = "cuda"  # stands where the CPU has the name of an instruction set
 
 # G of F(4x4, 3x3) at the points 0, +-sqrt(1/2), +-sqrt(2), infinity: a fifth of the rounding error of 0, +-1, +-2
 _ROOT = 2**0.5
@@ -49,12 +50,13 @@ def one_block(channels: int) -> bool:
 
 
 def conv3x3_layout(dtype: torch.dtype, isa: str, in_channels: int, pooled: bool) -> Layout:
-    """The layout to take for maps of this dtype on this instruction set (a name of ``_C.cpu_isas()``).
+    """The layout to take for maps of this dtype on this instruction set (a name of ``_C.cpu_isas()``, or CUDA).
 
     ================  =============  =======================  ========
     maps              isa            layer                    layout
     ================  =============  =======================  ========
     bfloat16          amx_bf16       every                    pairs
+    of 16 bits        CUDA           every                    pairs
     bfloat16          others         every but the first      winograd
     float32           every          not in a pooled stage    winograd
     any               every          every other              direct
@@ -64,7 +66,7 @@ def conv3x3_layout(dtype: torch.dtype, isa: str, in_channels: int, pooled: bool)
     where an image is constant, as in its padding, the four values of a pooling window tie exactly, and the float32
     engine is there for label maps that do not differ: what it pools (`pooled`), it computes directly.
     """
-    if isa == "amx_bf16" and dtype == torch.bfloat16:
+    if (isa == "amx_bf16" and dtype == torch.bfloat16) or (isa == CUDA and dtype.itemsize == 2):
         return "pairs"
     exact = dtype == torch.float64 or (dtype == torch.float32 and pooled)
     return "direct" if exact or one_block(in_channels) else "winograd"

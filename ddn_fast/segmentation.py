@@ -3,7 +3,8 @@
     image -> network_input -> scores -> plan_passes -> score_passes -> merge_scores -> Segmentation
 
 Images are decoded ahead by a few threads, passes run in bounded groups, results come in order: neither a million images
-nor twenty labels in one of them need more memory than a handful.
+nor twenty labels in one of them need more memory than a handful. Where a device works on its own, the next batch is
+encoded while the scores of this one are read, and label maps are waited for when the next passes are on their way.
 """
 
 from __future__ import annotations
@@ -13,12 +14,12 @@ import difflib
 import itertools
 import os
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -30,12 +31,13 @@ from .config import NetConfig
 from .drawing import overlay
 from .errors import ImageError, InputError, NumericsError
 from .images import Array, as_image, network_input, save_mask
-from .plan import Passes, identify, plan_passes
+from .plan import Passes, identify, passes_of, plan_passes
+from .runtime import Runtime
 
 Source = str | Path | NDArray[Any]
 Labels = str | Iterable[str] | Iterable[Iterable[str] | None] | None
 
-MAX_PASSES = 16  # how many passes run through the decoder together
+MAX_PASSES = 16  # how many passes run through the decoder together, where the runtime names no other number
 _DECODERS = 2  # threads that read images ahead of the network
 
 
@@ -98,10 +100,48 @@ class _Item(NamedTuple):
     error: ImageError | NumericsError | None
 
 
+class Inputs(NamedTuple):
+    """A batch for :meth:`Segmenter.run`."""
+
+    x: Tensor  # [B,3,S,S], of network_input; on the host or the network's device
+    sizes: Sequence[tuple[int, int]]  # height and width of each image
+    chosen: Sequence[list[int] | None]  # of each: class indices to segment it into; None: those identified
+
+
+class Labelled(NamedTuple):
+    """What came of one image of a batch."""
+
+    classes: tuple[int, ...]  # class indices it was segmented into, ascending
+    scores: Tensor  # [L], image-level scores of all classes
+    label_map: Tensor | None  # [H,W] uint8, 0 background, k the k-th of `classes`; None: the network gave NaN
+
+
+class _Started(NamedTuple):
+    """A batch whose scores are on their way to the host."""
+
+    inputs: Inputs
+    state: Any
+    scores: Callable[[], list[Tensor]]
+
+
+class _Launched(NamedTuple):
+    """A batch whose label maps are."""
+
+    passes: Passes
+    sizes: Sequence[tuple[int, int]]
+    scores: Tensor
+    failed: Tensor  # [B] bool: scores that are no numbers
+    results: Callable[[], list[Tensor]]  # [P] bool: passes with NaN; then the maps of images that have passes
+
+
+Kind = TypeVar("Kind")
+
+
 class Segmenter:
     """Mixin for a network that can score images and passes; gives it :meth:`segment`."""
 
     config: NetConfig
+    runtime: Runtime = Runtime()
 
     def input_like(self) -> Tensor:
         """A tensor whose device and dtype the network's input must have."""
@@ -168,73 +208,118 @@ class Segmenter:
         pairs = _pair_labels(images, labels, self.config.classes)
         return self._segment_pairs(pairs, float(threshold), batch_size, on_error == "keep")
 
+    def run(self, batches: Iterable[Inputs], threshold: float = 0.5) -> Iterator[list[Labelled]]:
+        """Label maps of batches that are tensors already; what :meth:`segment` does between decoding and results.
+
+        One list a batch, in order, on the host. How many batches are begun before the first list comes is the
+        runtime's: a stream, not an answer to each.
+        """
+        ahead = self.runtime.ahead
+        started = _behind((self._start(inputs) for inputs in batches), ahead)
+        launched = _behind((self._launch(batch, threshold) for batch in started), ahead)
+        return (self._collect(batch) for batch in launched)
+
     def _segment_pairs(
         self, pairs: Iterator[tuple[Source, list[int] | None]], threshold: float, batch_size: int, keep: bool
     ) -> Iterator[Segmentation]:
         items = _decode_ahead(pairs, self.config.side, ahead=2 * batch_size)
-        with contextlib.closing(items):
+        waiting: deque[list[_Item]] = deque()  # batches whose results are not there yet
+
+        def inputs() -> Iterator[Inputs]:
             while batch := list(itertools.islice(items, batch_size)):
-                for result in self._segment_batch(batch, threshold):
+                waiting.append(batch)
+                good = [item for item in batch if item.x is not None]
+                x = [item.x for item in good if item.x is not None]
+                empty = torch.empty(0, 3, self.config.side, self.config.side)
+                yield Inputs(
+                    torch.stack(x) if x else empty, [item.size for item in good], [item.chosen for item in good]
+                )
+
+        with contextlib.closing(items):
+            for found in self.run(inputs(), threshold):
+                results = iter(found)
+                for item in waiting.popleft():
+                    result = self._failed(item) if item.x is None else self._result(item, next(results))
                     if result.error is not None and not keep:
                         raise result.error
                     yield result
 
-    def _segment_batch(self, batch: list[_Item], threshold: float) -> Iterator[Segmentation]:
-        good = [item for item in batch if item.x is not None]
-        results = iter(self._run(good, threshold) if good else [])
-        for item in batch:
-            yield next(results) if item.x is not None else self._failed(item)
-
-    def _run(self, items: list[_Item], threshold: float) -> list[Segmentation]:
-        """The network on one batch of decoded images."""
+    def _start(self, inputs: Inputs) -> _Started:
         with torch.inference_mode(), self.inferring():
-            x = torch.stack([item.x for item in items if item.x is not None])
-            scores, state = self.score_images(x.to(self.input_like()))
-            scores = at_least_float32(scores).cpu()
-            identified = identify(scores, threshold)
-            chosen = [
-                found if item.chosen is None else item.chosen for item, found in zip(items, identified, strict=True)
-            ]
+            if not len(inputs.x):  # not one image of the batch could be read
+                return _Started(inputs, None, lambda: [torch.empty(0, self.config.num_classes)])
+            scores, state = self.score_images(self.runtime.put(inputs.x, self.input_like()))
+            return _Started(inputs, state, self.runtime.fetch([at_least_float32(scores)]))
+
+    def _launch(self, batch: _Started, threshold: float) -> _Launched:
+        (scores,) = batch.scores()
+        with torch.inference_mode(), self.inferring():
             failed = ~torch.isfinite(scores).all(1)
+            named = zip(batch.inputs.chosen, identify(scores, threshold), strict=True)
+            chosen = [found if names is None else names for names, found in named]
             passes = plan_passes(scores, [[] if bad else names for bad, names in zip(failed, chosen, strict=True)])
-            maps = self._label_maps(state, passes, items)
-            return [
-                self._result(item, classes, row, None if bad else label_map)
-                for item, classes, row, bad, label_map in zip(items, passes.classes, scores, failed, maps, strict=True)
-            ]
+            maps = self._label_maps(batch.state, passes, batch.inputs.sizes)
+            return _Launched(passes, batch.inputs.sizes, scores, failed, self.runtime.fetch(maps))
 
-    def _label_maps(self, state: Any, passes: Passes, items: list[_Item]) -> Iterator[Tensor | None]:
-        """For each image its map of 0..K ``[H,W]`` uint8, or None if the network gave NaN."""
-        planes = _Planes(
-            self.score_passes(state, passes.labels[start:stop], passes.image_of_pass[start:stop])
-            for start in range(0, len(passes), MAX_PASSES)
-            for stop in [start + MAX_PASSES]
-        )
-        for item, classes, count in zip(items, passes.classes, passes.counts(), strict=True):
-            if not count:
-                yield torch.zeros(item.size, dtype=torch.uint8)
-                continue
-            difference = at_least_float32(planes.take(count))
-            if difference.isnan().any():
-                yield None
-            else:
-                yield self.merge_scores(difference, len(classes), max(item.size), item.size).cpu()
+    def _label_maps(self, state: Any, passes: Passes, sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
+        """Which passes are NaN, ``[P]`` bool, and of each image that has passes its map of 0..K ``[H,W]`` uint8."""
+        nan: list[Tensor] = []
+        step = self.runtime.max_passes or MAX_PASSES
 
-    def _result(self, item: _Item, classes: tuple[int, ...], scores: Tensor, label_map: Tensor | None) -> Segmentation:
-        if label_map is None:
+        def chunks() -> Iterator[Tensor]:
+            for start in range(0, len(passes), step):
+                part = slice(start, start + step)
+                difference = self.score_passes(state, passes.labels[part], passes.image_of_pass[part])
+                nan.append(difference.isnan().flatten(1).any(1))
+                yield at_least_float32(difference)
+
+        planes = _Planes(chunks())
+        maps = [
+            self.merge_scores(planes.take(count), len(classes), max(size), size)
+            for size, classes, count in zip(sizes, passes.classes, passes.counts(), strict=True)
+            if count
+        ]
+        return [torch.cat(nan) if nan else torch.zeros(0, dtype=torch.bool), *maps]
+
+    def _collect(self, batch: _Launched) -> list[Labelled]:
+        nan, *maps = batch.results()
+        of_pass, of_image = iter(nan.tolist()), iter(maps)
+        found = []
+        for classes, size, scores, failed in zip(
+            batch.passes.classes, batch.sizes, batch.scores, batch.failed.tolist(), strict=True
+        ):
+            bad = any([failed, *itertools.islice(of_pass, passes_of(len(classes)))])
+            label_map = next(of_image) if classes else torch.zeros(size, dtype=torch.uint8)
+            found.append(Labelled(classes, scores, None if bad else label_map))
+        return found
+
+    def _result(self, item: _Item, found: Labelled) -> Segmentation:
+        if found.label_map is None:
             error = NumericsError(
                 f"{source_name(item.source)}: the network's scores are not finite: check weights and dtype"
             )
             return self._failed(item._replace(error=error))
         names = self.config.classes
-        lookup = np.array([0, *(index + 1 for index in classes)], np.uint8)
-        labels = tuple(Label(names[index], float(scores[index])) for index in classes)
-        return Segmentation(item.source, lookup[label_map.numpy()], labels, scores.numpy().astype(np.float32), names)
+        lookup = np.array([0, *(index + 1 for index in found.classes)], np.uint8)
+        labels = tuple(Label(names[index], float(found.scores[index])) for index in found.classes)
+        scores = found.scores.numpy().astype(np.float32)
+        return Segmentation(item.source, lookup[found.label_map.numpy()], labels, scores, names)
 
     def _failed(self, item: _Item) -> Segmentation:
         scores = np.full(self.config.num_classes, np.nan, np.float32)
         mask = np.zeros(item.size, np.uint8)
         return Segmentation(item.source, mask, (), scores, self.config.classes, item.error)
+
+
+def _behind(items: Iterator[Kind], count: int) -> Iterator[Kind]:
+    """The items in order, each when `count` more have been drawn, the last ones when there are no more."""
+    waiting: deque[Kind] = deque()
+    for item in items:
+        waiting.append(item)
+        if len(waiting) > count:
+            yield waiting.popleft()
+    while waiting:
+        yield waiting.popleft()
 
 
 class _Planes:

@@ -485,7 +485,7 @@ def test_a_model_the_engine_cannot_take_is_a_named_error() -> None:
     with pytest.raises(InputError, match="model: wanted a DecoupledNet, got Linear"):
         FastDecoupledNet(nn.Linear(2, 2))  # type: ignore[arg-type]
     with pytest.raises(
-        InputError, match=r"the engine does not run there yet; the plain network does \(fast=False, --no-fast\)"
+        InputError, match=r"on meta; the plain network may run there \(fast=False, --no-fast\)"
     ):
         FastDecoupledNet(tiny_net().to("meta"))
     for dtype in (torch.float16, torch.int8, "float32"):
@@ -526,7 +526,7 @@ sys.modules["ddn_fast._C"] = None
 import ddn_fast
 from ddn_fast import reference
 net = ddn_fast.DecoupledNet(ddn_fast.NetConfig(("a",), side=32, widths=(4,) * 5, fc=4, bridge=4, fc_kernel=1))
-assert ddn_fast.FastDecoupledNet(net, ops=reference).isa == "plain"
+assert ddn_fast.FastDecoupledNet(net, ops=reference).runtime.isa == "plain"
 try:
     ddn_fast.FastDecoupledNet(net)
 except ImportError as error:

@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parent.parent / "ddn_fast"
 ORDER = [
     "_C",  # the compiled extension
     "errors", "distributed", "config", "images", "drawing", "packing", "plan", "reference", "training_ops", "ops",
-    "info", "segmentation", "network", "folding", "image_part", "engine",
+    "info", "captured", "runtime", "segmentation", "network", "folding", "image_part", "engine",
     "caffemodel", "release", "vgg", "weights", "evaluate",
     "data.voc", "data.tags", "data.few", "data.windows", "data.items", "data.datasets", "data.synthetic",
     "data.matfile", "data.sbd", "data",

@@ -1,0 +1,126 @@
+"""Functions of tensors recorded once for each shape and replayed: their launches cost the host one call.
+
+What a recording is, is the recorder's: :class:`CudaGraphs` makes CUDA graphs, tests have one that runs anywhere.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+MAX_RECORDINGS = 64  # of one function; other shapes run as they are
+
+_log = logging.getLogger(__name__)
+_recording = threading.Lock()  # one graph of the process at a time
+
+
+class Recorder(Protocol):
+    """Makes recordings of functions."""
+
+    def place(self) -> object:
+        """Where work goes now: recordings made at one place are not replayed at another."""
+
+    def record(self, function: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
+        """What replays `function`, and its results, which live where each replay leaves them anew."""
+
+
+class _Recording(NamedTuple):
+    inputs: list[Tensor]
+    replay: Callable[[], None]
+    outputs: list[Tensor]
+    form: Any  # of the outputs
+
+
+class Captured:
+    """`function` of tensors (in tuples, if need be), run from a recording of each shape that it meets.
+
+    Arguments are copied into the recording's own and results out of it, so nothing that a caller holds changes later.
+    The function must not wait for the device. Any number of threads may call it. Where recording fails, a warning is
+    logged and it runs as it is from then on; so do calls with an empty first argument.
+    """
+
+    def __init__(self, function: Callable[..., Any], recorder: Recorder, limit: int = MAX_RECORDINGS) -> None:
+        self.function, self._recorder, self._limit = function, recorder, limit
+        self._recordings: dict[object, _Recording] = {}
+        self._lock = threading.Lock()  # copies and the replay between them must not meet another thread's
+
+    def __call__(self, *arguments: Any) -> Any:
+        """As `function`."""
+        given, form = tree_flatten(arguments)
+        if not given or not given[0].numel():
+            return self.function(*arguments)
+        key = self._recorder.place(), str(form), *((tuple(t.shape), t.dtype) for t in given)
+        with self._lock, torch.no_grad():
+            recording = self._recordings.get(key)
+            if recording is None and len(self._recordings) < self._limit:
+                recording = self._record(given, form)
+                if recording is not None:
+                    self._recordings[key] = recording
+            if recording is not None:
+                copy_all(recording.inputs, given)
+                recording.replay()
+                results = [torch.empty_like(tensor) for tensor in recording.outputs]
+                copy_all(results, recording.outputs)
+                return tree_unflatten(results, recording.form)
+        return self.function(*arguments)
+
+    def _record(self, given: list[Tensor], form: Any) -> _Recording | None:
+        try:
+            with torch.inference_mode(False), torch.no_grad():  # tensors that may be written to in any mode
+                inputs = [torch.empty_like(tensor) for tensor in given]
+                copy_all(inputs, given)
+                arguments = tree_unflatten(inputs, form)
+                replay, outputs = self._recorder.record(lambda: self.function(*arguments))
+            return _Recording(inputs, replay, *tree_flatten(outputs))
+        except RuntimeError as error:  # what torch raises where capturing fails, memory included
+            name = getattr(self.function, "__qualname__", repr(self.function))
+            _log.warning("%s is not recorded and runs as it is: %s", name, error)
+            self._limit = 0
+            return None
+
+
+def copy_all(to: Sequence[Tensor], given: Sequence[Tensor]) -> None:
+    """Copy tensor by tensor, those of one dtype in one launch."""
+    for dtype in {tensor.dtype for tensor in to}:
+        pairs = [(a, b) for a, b in zip(to, given, strict=True) if a.dtype == dtype]
+        torch._foreach_copy_([a for a, _ in pairs], [b for _, b in pairs])
+
+
+def padded_size(count: int) -> int:
+    """The next of 0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24 ..: at most a quarter more, and few of them."""
+    step = max(1, 1 << (max(count, 1) - 1).bit_length() - 3) if count > 8 else 1
+    return -(-count // step) * step
+
+
+class CudaGraphs:
+    """Records CUDA graphs on a device; those of one stream share memory for what lives only within a replay.
+
+    Their results do, too: one graph's replay may overwrite what another's left. :class:`Captured` copies them out in
+    the same stream before anything else is replayed there.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._beside = torch.cuda.Stream(device)  # where graphs are recorded
+        self._pools: dict[object, Any] = {}
+
+    def place(self) -> object:
+        """The current stream of the device."""
+        return torch.cuda.current_stream(self._device).cuda_stream
+
+    def record(self, function: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
+        """See :class:`Recorder`; runs `function` once as it is, so that whatever happens only once has happened."""
+        with _recording, torch.cuda.device(self._device):
+            function()
+            pool = self._pools.setdefault(self.place(), torch.cuda.graph_pool_handle())
+            graph = torch.cuda.CUDAGraph()
+            # other threads may allocate memory meanwhile
+            with torch.cuda.graph(graph, pool=pool, stream=self._beside, capture_error_mode="thread_local"):
+                outputs = function()
+            return graph.replay, outputs
