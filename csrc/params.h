@@ -197,7 +197,7 @@ struct ClassGateParams {
   const int64_t* label;     // [Q], each in 0..L-1
   float* y;                 // [Q,K]
   Dtype cls_dtype;          // of cls_weight: float32 or bfloat16
-  Dtype dtype;              // of fc7_weight and fc6_weight, likewise
+  Dtype dtype;              // of fc7_weight and fc6_weight, likewise, or float16 on CUDA
   Dtype fc6_dtype;          // likewise
   Dtype fc7_dtype;          // likewise
   int64_t labels;           // L

@@ -98,9 +98,9 @@ class FastDecoupledNet(Segmenter):
         self.ops = ops
         self._weights = fold(model, self.dtype, self.runtime.isa)
         self._images = ImagePart(model.config, self._weights.image_part, self.dtype, ops)
-        self._run_encode, self._run_halves, self._run_decode = map(
-            self.runtime.captured, (self._images.encode, self._halves, self.decode)
-        )
+        self._run_encode = self.runtime.captured(self._images.encode)
+        self._run_halves = self.runtime.captured(self._halves)
+        self._run_decode = self.runtime.captured(self.decode)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> FastDecoupledNet:
         return self  # its weights are never written to: one serves all
@@ -218,7 +218,7 @@ class FastDecoupledNet(Segmenter):
 
     @torch.no_grad()
     def _halves(self, encoded: Encoded, own: Tensor, image: Tensor, label: Tensor) -> Tensor:
-        """Halves of fc6-seg ``[I+Q,G*G*bridge]``: of the images `own` ``[I]``, of the pairs image, label ``[Q]`` (1)."""
+        """Halves of fc6-seg ``[I+Q,G*G*bridge]``: of images `own` ``[I]``, then of pairs image, label ``[Q]`` (1)."""
         ops, bridge, config = self.ops, self._weights.bridge, self.config
         of_image = ops.dense(encoded.windows[own].flatten(0, 1), *bridge.fc6_seg_image)
         window, position = self._images.gate(encoded, image, label)

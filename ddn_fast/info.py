@@ -34,8 +34,8 @@ def collect() -> dict[str, Any]:
     Keys: ``ddn_fast``, ``python``, ``platform``, ``versions`` (None where not installed), ``build`` (None without the
     extension), ``cpu`` (``cores``, ``threads``, ``features``, ``isa``: the instruction set that kernels use), ``cuda``
     (torch's CUDA version or None), ``gpus`` (each with ``capability``, whether it is ``covered`` by the kernels built,
-    the architecture whose ``code`` it runs, and ``conv3x3``, how that multiplies matrices), ``ops`` (op to ``{"cpu": bool, "cuda": bool}``) and ``missing``: a sentence for each kernel that cannot run here,
-    saying how to get it.
+    the architecture whose ``code`` it runs, and ``conv3x3``, how that multiplies matrices), ``ops`` (op to ``{"cpu":
+    bool, "cuda": bool}``) and ``missing``: a sentence for each kernel that cannot run here, saying how to get it.
     """
     native, missing = _extension()
     build = native.build_info() if native else None

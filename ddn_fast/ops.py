@@ -6,9 +6,10 @@ not. Every op is deterministic and works under ``torch.compile``.
 
 Pooling and unpooling take float32, float64, bfloat16 and float16, run on CPU and, where it was built, on CUDA, and can
 be differentiated any number of times. The others are for inference: backward through them raises RuntimeError. They
-take float32 or bfloat16 (:func:`merge_scores`: float32 or float64; the convolutions on CUDA: bfloat16 or float16, with
-weights of that dtype in the pairs layout). On the CPU they use the best of the machine's instruction sets, up to the
-one that the environment variable ``DDN_MAX_CPU_ISA`` names (see ``ddn-fast info``).
+take float32 or bfloat16, on CUDA weights in float16, too (:func:`merge_scores`: float32 or float64; the convolutions on
+CUDA: bfloat16 or float16, with weights of that dtype in the pairs layout). On the CPU they use the best of the
+machine's instruction sets, up to the one that the environment variable ``DDN_MAX_CPU_ISA`` names (see ``ddn-fast
+info``).
 
 A wrong argument raises ``RuntimeError`` with a message "op: argument must be WANTED, got GOT", as torch's own ops do.
 
@@ -212,7 +213,7 @@ def _check_switches(op: str, x: Tensor, h: int, w: int, switches: Tensor, image_
 def _check_float(op: str, **tensors: Tensor) -> None:
     for name, tensor in tensors.items():
         torch._check(
-            tensor.dtype in (torch.float32, torch.bfloat16),
+            tensor.dtype in (torch.float32, torch.bfloat16) or (tensor.is_cuda and tensor.dtype == torch.float16),
             lambda name=name, tensor=tensor: f"{op}: {name} must be Float or BFloat16, got {tensor.dtype}",
         )
 

@@ -484,9 +484,7 @@ def test_a_model_the_engine_cannot_take_is_a_named_error() -> None:
     model = tiny_net()
     with pytest.raises(InputError, match="model: wanted a DecoupledNet, got Linear"):
         FastDecoupledNet(nn.Linear(2, 2))  # type: ignore[arg-type]
-    with pytest.raises(
-        InputError, match=r"on meta; the plain network may run there \(fast=False, --no-fast\)"
-    ):
+    with pytest.raises(InputError, match=r"on meta; the plain network may run there \(fast=False, --no-fast\)"):
         FastDecoupledNet(tiny_net().to("meta"))
     for dtype in (torch.float16, torch.int8, "float32"):
         with pytest.raises(InputError, match=r"dtype: wanted torch\.bfloat16 or torch\.float32"):

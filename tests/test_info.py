@@ -7,6 +7,7 @@ import re
 import sys
 
 import pytest
+import torch
 
 import ddn_fast
 from ddn_fast import info, reference
@@ -90,3 +91,34 @@ def test_coverage_follows_the_compatibility_rules(archs: list[str], capability: 
 def test_malformed_architecture_is_an_error() -> None:
     with pytest.raises(ValueError, match="got 'sm_90'"):
         info.covers(["sm_90"], (9, 0))
+
+
+@pytest.mark.parametrize(
+    ("archs", "capability", "code"),
+    [
+        (["80-real", "86-real", "80-virtual"], (8, 9), "86-real"),
+        (["80-real", "90a-real", "80-virtual"], (9, 0), "90a-real"),
+        (["90-real", "90a-real"], (9, 0), "90a-real"),
+        (["80-real", "80-virtual"], (12, 0), "80-virtual"),
+        (["80-real"], (9, 0), None),
+    ],
+)
+def test_the_code_a_gpu_runs_is_the_nearest(archs: list[str], capability: tuple[int, int], code: str | None) -> None:
+    assert info.code_for(archs, capability) == code
+
+
+def test_info_says_what_a_gpu_uses(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Properties:
+        name, major, minor, total_memory = "NVIDIA Test", 8, 6, 2**34
+
+    native, _ = info._extension()
+    build = native.build_info() | {"cuda": "13.0", "cuda_archs": ["80-real", "90a-real"]}
+    monkeypatch.setattr(native, "build_info", lambda: build)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: Properties)
+    assert re.search(r"^kernels use +80-real, conv3x3 by mma\.sync$", info.text(), re.MULTILINE)
+    assert info.engine_lacks(torch.device("cuda:0")) is None
+    assert info.kernels_of(0) == "NVIDIA Test, 80-real, mma.sync"
+    build["cuda_archs"] = ["90a-real"]
+    assert "rebuild with 8.6 in TORCH_CUDA_ARCH_LIST" in info.text()
+    assert re.search(r"^kernels use +none fits$", info.text(), re.MULTILINE)

@@ -48,7 +48,8 @@ int64_t class_gate_workspace_bytes(const ClassGateParams& p) {
 int class_gate(const ClassGateParams& p, Stream stream) {
   if (p.pairs == 0) return cudaSuccess;
   if (p.dtype == Dtype::float32) return launch_gate<float>(p, stream);
-  if (p.dtype == Dtype::bfloat16) return launch_gate<uint16_t>(p, stream);
+  if (p.dtype == Dtype::bfloat16) return launch_gate<BFloat16>(p, stream);
+  if (p.dtype == Dtype::float16) return launch_gate<Float16>(p, stream);
   return cudaErrorInvalidValue;
 }
 

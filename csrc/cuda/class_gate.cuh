@@ -50,32 +50,39 @@ DDN_DEVICE float gate_of(const GateLaunch& p, int64_t q, int64_t f) {
   return sum;
 }
 
+// W: float, BFloat16 or Float16.
+template <class W>
+struct GateWeight {
+  using Stored = uint16_t;
+  static DDN_DEVICE float wide(Stored bits) {
+    return widen<W>(bits);
+  }
+};
+template <>
+struct GateWeight<float> {
+  using Stored = float;
+  static DDN_DEVICE float wide(Stored value) {
+    return value;
+  }
+};
+
 // Eight columns of a row of weights, as float.
 template <class W>
-DDN_DEVICE void load_weights(float (&w)[kGateColumns], const W* at, int count, bool wide) {
-  if (!wide) {
+DDN_DEVICE void load_weights(float (&w)[kGateColumns], const typename GateWeight<W>::Stored* at, int count, bool wide) {
+  typename GateWeight<W>::Stored value[kGateColumns] = {};
+  if (wide) {
     DDN_UNROLL
-    for (int k = 0; k < kGateColumns; ++k) {
-      if constexpr (sizeof(W) == 4)
-        w[k] = k < count ? at[k] : 0.0f;
-      else
-        w[k] = k < count ? widen<BFloat16>(at[k]) : 0.0f;
+    for (int k = 0; k < static_cast<int>(sizeof value) / 16; ++k) {
+      const uint4 bits = load16(reinterpret_cast<const uint4*>(at) + k);
+      memcpy(reinterpret_cast<uint4*>(value) + k, &bits, sizeof bits);
     }
-    return;
-  }
-  W value[kGateColumns];
-  DDN_UNROLL
-  for (int k = 0; k < static_cast<int>(sizeof value) / 16; ++k) {
-    const uint4 bits = load16(reinterpret_cast<const uint4*>(at) + k);
-    memcpy(reinterpret_cast<uint4*>(value) + k, &bits, sizeof bits);
+  } else {
+    DDN_UNROLL
+    for (int k = 0; k < kGateColumns; ++k)
+      if (k < count) value[k] = at[k];
   }
   DDN_UNROLL
-  for (int k = 0; k < kGateColumns; ++k) {
-    if constexpr (sizeof(W) == 4)
-      w[k] = value[k];
-    else
-      w[k] = widen<BFloat16>(value[k]);
-  }
+  for (int k = 0; k < kGateColumns; ++k) w[k] = GateWeight<W>::wide(value[k]);
 }
 
 template <class W>
@@ -112,7 +119,8 @@ DDN_GLOBAL void DDN_LAUNCH_BOUNDS(kGateThreads, 4) gate_product_kernel(const Gat
   const int64_t column = (static_cast<int64_t>(blockIdx.x) * kGateThreads + thread) * kGateColumns;
   if (column >= p.columns) return;
   const int columns = p.columns - column < kGateColumns ? static_cast<int>(p.columns - column) : kGateColumns;
-  const W* weight = static_cast<const W*>(p.before ? p.op.fc6_weight : p.op.fc7_weight) + column;
+  using Stored = typename GateWeight<W>::Stored;
+  const Stored* weight = static_cast<const Stored*>(p.before ? p.op.fc6_weight : p.op.fc7_weight) + column;
   const int count = static_cast<int>(load_shared4(row_count));
   float sums[kGatePairs][kGateColumns] = {};
   constexpr int kFlight = 4;

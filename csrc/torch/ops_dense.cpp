@@ -96,7 +96,8 @@ Tensor class_gate(const Tensor& cls_weight_any, const Tensor& fc7_weight_any, co
       {"fc7_weight", &fc7_weight_any}, {"fc6_weight", &fc6_weight_any}, {"fc6", &fc6_any},    {"fc7", &fc7_any},
       {"position", &position_any},     {"image", &image_any},           {"label", &label_any}};
   for (const auto& [name, tensor] : others) check_same_device(op, name, *tensor, cls_weight_any, "cls_weight");
-  const Dtype dtype = check_float_or_bfloat16(op, "fc7_weight", fc7_weight_any);
+  const bool half = fc7_weight_any.is_cuda() && fc7_weight_any.scalar_type() == ScalarType::Half;
+  const Dtype dtype = half ? Dtype::float16 : check_float_or_bfloat16(op, "fc7_weight", fc7_weight_any);
   check_dtype(op, "fc6_weight", fc6_weight_any, fc7_weight_any.scalar_type());
   const Dtype cls_dtype = check_float_or_bfloat16(op, "cls_weight", cls_weight_any);
   const Dtype fc6_dtype = check_float_or_bfloat16(op, "fc6", fc6_any);

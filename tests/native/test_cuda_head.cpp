@@ -36,20 +36,23 @@ void run(int (*op)(const Params&, cuda::Stream), int64_t (*bytes_of)(const Param
   if (op(p, nullptr) != 0) differs("status", 0, 1, 0);
 }
 
-// Whole numbers, exact in either type, of which a share is 0.
+// Whole numbers, exact in every type, of which a share is 0.
 struct Values {
   std::vector<float> wide;
-  std::vector<uint16_t> narrow;
+  std::vector<uint16_t> narrow, half;
 
   Values(int64_t count, int zeros) {
-    wide.reserve(static_cast<size_t>(count)), narrow.reserve(static_cast<size_t>(count));  // and no byte more
+    wide.reserve(static_cast<size_t>(count));  // and no byte more
+    narrow.reserve(wide.capacity()), half.reserve(wide.capacity());
     for (int64_t i = 0; i < count; ++i) {
       wide.push_back(below(100) < zeros ? 0.0f : static_cast<float>(below(5) - 2));
       narrow.push_back(emu::narrowed<BFloat16>(wide.back()));
+      half.push_back(emu::narrowed<Float16>(wide.back()));
     }
   }
   const void* of(Dtype dtype) const {
-    return dtype == Dtype::float32 ? static_cast<const void*>(wide.data()) : narrow.data();
+    if (dtype == Dtype::float32) return wide.data();
+    return dtype == Dtype::bfloat16 ? narrow.data() : half.data();
   }
 };
 
@@ -186,6 +189,7 @@ int main(int count, char** arguments) {
   for (const GateShape& s : gates) {
     emu::options.seed = static_cast<unsigned>(rng() % 100);
     test_gate(s, Dtype::bfloat16, Dtype::float32);
+    test_gate(s, Dtype::float16, Dtype::float32);
     test_gate(s, Dtype::float32, Dtype::bfloat16);
   }
   const MergeShape merges[] = {

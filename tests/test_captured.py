@@ -1,0 +1,200 @@
+"""Recorded functions give what the functions give, and fall back where nothing can be recorded."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from recorded import Replays
+from torch import Tensor
+
+from ddn_fast.captured import Captured, CudaGraphs, copy_all, padded_size
+
+
+class Pair(NamedTuple):
+    a: Tensor
+    b: tuple[Tensor, ...]
+
+
+def work(x: Tensor, pair: Pair) -> Pair:
+    return Pair(x * 2 + pair.a, tuple(b.flip(0) for b in pair.b))
+
+
+def arguments(rows: int, seed: int = 0) -> tuple[Tensor, Pair]:
+    generator = torch.Generator().manual_seed(seed)
+    x, a = torch.randn(2, rows, 3, generator=generator)
+    return x, Pair(a, (torch.arange(rows) + seed, torch.full((rows, 2), seed, dtype=torch.uint8)))
+
+
+def equal(got: Pair, wanted: Pair) -> None:
+    assert type(got) is type(wanted)
+    for g, w in zip((got.a, *got.b), (wanted.a, *wanted.b), strict=True):
+        assert torch.equal(g, w)
+
+
+def test_each_shape_is_recorded_once_and_gives_what_the_function_gives() -> None:
+    recorder = Replays()
+    captured = Captured(work, recorder)
+    for rows in (4, 5, 4, 5, 4):
+        for seed in range(3):
+            equal(captured(*arguments(rows, seed)), work(*arguments(rows, seed)))
+    assert (recorder.recorded, recorder.replayed) == (2, 15)
+    x, pair = arguments(4)
+    equal(captured(x.double(), pair), work(x.double(), pair))
+    assert recorder.recorded == 3
+
+
+def test_later_calls_change_no_earlier_result_and_no_argument() -> None:
+    captured = Captured(work, Replays())
+    given = [arguments(6, seed) for seed in range(4)]
+    found = [captured(*one) for one in given]
+    for seed, one in enumerate(found):
+        equal(one, work(*arguments(6, seed)))
+        assert torch.equal(given[seed][0], arguments(6, seed)[0])
+
+
+def test_arguments_may_have_any_strides() -> None:
+    captured = Captured(work, Replays())
+    x, pair = arguments(4)
+    for view in (x, x.T.contiguous().T, x.repeat_interleave(2, 0)[::2], x[:1].expand(4, 3)):
+        equal(captured(view, pair), work(view, pair))
+
+
+def test_inference_mode_may_come_and_go() -> None:
+    captured = Captured(work, Replays())
+    for mode in (True, False, True):
+        with torch.inference_mode(mode):
+            equal(captured(*arguments(4, 1)), work(*arguments(4, 1)))
+
+
+def test_nothing_is_recorded_of_nothing() -> None:
+    recorder = Replays()
+    equal(Captured(work, recorder)(*arguments(0)), work(*arguments(0)))
+    assert recorder.recorded == 0
+
+
+def test_shapes_beyond_the_limit_run_as_they_are() -> None:
+    recorder = Replays()
+    captured = Captured(work, recorder, limit=2)
+    for rows in (1, 2, 3, 4, 1):
+        equal(captured(*arguments(rows)), work(*arguments(rows)))
+    assert (recorder.recorded, recorder.replayed) == (2, 3)
+
+
+class Fails(Replays):
+    def record(self, function: Callable[[], Any]) -> Any:
+        self.recorded += 1
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+
+def test_where_recording_fails_a_warning_is_logged_once_and_it_runs(caplog: pytest.LogCaptureFixture) -> None:
+    recorder = Fails()
+    captured = Captured(work, recorder)
+    with caplog.at_level(logging.WARNING):
+        for rows in (3, 3, 4):
+            equal(captured(*arguments(rows)), work(*arguments(rows)))
+    assert recorder.recorded == 1
+    (record,) = caplog.records
+    assert "work is not recorded and runs as it is: operation not permitted" in record.getMessage()
+
+
+def test_an_error_of_the_function_itself_is_raised() -> None:
+    captured = Captured(work, Replays())
+    x, pair = arguments(3)
+    with pytest.raises(RuntimeError, match="size of tensor"):
+        captured(x[:2], pair)
+    with pytest.raises(TypeError):
+        captured(x)
+
+
+def test_threads_share_recordings_of_one_place() -> None:
+    class OnePlace(Replays):
+        def place(self) -> object:
+            return "here"
+
+    recorder = OnePlace()
+    captured = Captured(work, recorder)
+    problems: list[BaseException] = []
+
+    def run(seed: int) -> None:
+        try:
+            for turn in range(50):
+                equal(captured(*arguments(2 + turn % 3, seed)), work(*arguments(2 + turn % 3, seed)))
+        except BaseException as error:
+            problems.append(error)
+
+    threads = [threading.Thread(target=run, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert problems == []
+    assert (recorder.recorded, recorder.replayed) == (3, 200)
+
+
+def test_sizes_are_few_and_at_most_a_quarter_more() -> None:
+    sizes = [padded_size(count) for count in range(1000)]
+    assert sizes[:18] == [0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 10, 12, 12, 14, 14, 16, 16, 20]
+    assert all(count <= size <= max(count + count // 4, count) for count, size in enumerate(sizes) if count)
+    assert sizes == sorted(sizes)
+    assert all(padded_size(size) == size for size in sizes)
+    assert len(set(sizes[:65])) <= 21
+
+
+def test_copies_go_to_their_own_whatever_the_order_of_dtypes() -> None:
+    given = [torch.arange(3.0), torch.arange(4), torch.arange(5.0) + 9, torch.ones(2, dtype=torch.uint8)]
+    to = [torch.zeros_like(tensor) for tensor in given]
+    copy_all(to, given)
+    assert all(torch.equal(a, b) for a, b in zip(to, given, strict=True))
+
+
+# on a GPU
+
+
+@pytest.mark.gpu
+def test_graphs_give_what_the_function_gives(cuda: str) -> None:
+    recorder = CudaGraphs(torch.device("cuda", torch.cuda.device_count() - 1))
+    captured = Captured(work, recorder)
+    on_cuda = [torch.utils._pytree.tree_map(lambda t: t.to(recorder._device), arguments(6, seed)) for seed in range(5)]
+    for _ in range(3):
+        found = [captured(*one) for one in on_cuda]
+        for one, got in zip(on_cuda, found, strict=True):
+            equal(got, work(*one))
+    assert len(captured._recordings) == 1
+
+
+@pytest.mark.gpu
+def test_a_function_that_waits_for_the_device_is_run_as_it_is(cuda: str, caplog: pytest.LogCaptureFixture) -> None:
+    captured = Captured(lambda x: x * x.sum().item(), CudaGraphs(torch.device(cuda, 0)))
+    x = torch.arange(4.0, device=cuda)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            assert torch.equal(captured(x), x * 6)
+    assert "runs as it is" in caplog.text
+
+
+@pytest.mark.gpu
+def test_streams_have_graphs_of_their_own(cuda: str) -> None:
+    captured = Captured(work, CudaGraphs(torch.device(cuda, 0)))
+    problems: list[BaseException] = []
+
+    def run(seed: int) -> None:
+        try:
+            with torch.cuda.stream(torch.cuda.Stream()):
+                one = torch.utils._pytree.tree_map(lambda t: t.to(cuda), arguments(50000, seed))
+                wanted = work(*one)
+                for _ in range(30):
+                    equal(captured(*one), wanted)
+        except BaseException as error:
+            problems.append(error)
+
+    threads = [threading.Thread(target=run, args=(seed,)) for seed in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert problems == []
