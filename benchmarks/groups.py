@@ -96,6 +96,7 @@ class Setting(NamedTuple):
     batches    maps of a stage and images of a dense layer
     isas       instruction sets asked for by name; empty: those that matter for the op
     quick      few copies of weights: nothing is cold
+    device     where everything is; it is torch's default device while groups are made and run
     """
 
     namespace: Any
@@ -103,13 +104,24 @@ class Setting(NamedTuple):
     batches: tuple[int, ...]
     isas: tuple[str, ...] = ()
     quick: bool = False
+    device: str = "cpu"
+
+    @property
+    def dtypes(self) -> tuple[torch.dtype, ...]:
+        """Those that inference is for: float32 only on the CPU."""
+        return DTYPES if self.device == "cpu" else (torch.bfloat16,)
+
+    @property
+    def on_cuda(self) -> bool:
+        """Whether a CUDA device is measured."""
+        return self.device != "cpu"
 
     def isas_of(self, op: str, dtype: torch.dtype, layout: str | None = None) -> list[str | None]:
         """Instruction sets under which `op` differs, as far as this machine has them.
 
         Those with products of bfloat16 matter to dense layers and to convolutions whose weights lie in pairs.
         """
-        if self.namespace is reference:
+        if self.namespace is reference or self.on_cuda:
             return [None]
         present = machine.isas()
         if self.isas:
@@ -127,8 +139,8 @@ class Setting(NamedTuple):
             yield Rival(OURS, _held_to(isa, lambda: function(*arguments())), isa, layout)
 
     def cold(self, make: Callable[[], Any], size: int) -> Cold[Any]:
-        """Copies of weights, `size` bytes each."""
-        return Cold(make, size, self.quick)
+        """Copies of weights, `size` bytes each; on CUDA one, the clock empties the caches."""
+        return Cold(make, size, self.quick, flushed=self.on_cuda)
 
 
 def _held_to(isa: str | None, call: Callable[[], Any]) -> Callable[[], Any]:
@@ -143,8 +155,13 @@ def _held_to(isa: str | None, call: Callable[[], Any]) -> Callable[[], Any]:
 
 
 def random(*shape: int, seed: int, scale: float = 1.0) -> Tensor:
-    """Normally distributed float32, the same on every machine."""
-    return scale * torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    """Normally distributed float32 on the default device, the same on every CPU."""
+    return scale * torch.randn(shape, generator=generator(seed))
+
+
+def generator(seed: int) -> torch.Generator:
+    """Of the default device."""
+    return torch.Generator(torch.get_default_device()).manual_seed(seed)
 
 
 def size_of(*tensors: Tensor) -> int:

@@ -1,7 +1,8 @@
 """3x3 convolutions: each layer of the network, fused with what stands beside it, and each stage as a whole.
 
-The rival is oneDNN's packed convolution with its ReLU, with torch's own pooling, unpooling and 1x1 convolution around
-it. Counted are the operations of the direct algorithm: Winograd's needs a quarter of the multiplications.
+The rival is oneDNN's packed convolution with its ReLU, on CUDA cuDNN's with bias and ReLU apart and in one, with
+torch's own pooling, unpooling and 1x1 convolution around it. Counted are the operations of the direct algorithm: Winograd's
+needs a quarter of the multiplications.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 import stock
 import torch
 import torch.nn.functional as F
-from groups import DTYPES, Group, Rival, Setting, random, size_of
+from groups import Group, Rival, Setting, random, size_of
 from timing import Cold
 from torch import Tensor
 
@@ -85,16 +86,32 @@ def layers(config: NetConfig) -> list[Convs]:
     return list(found.values())
 
 
-def groups(setting: Setting, only: list[str]) -> Iterator[Group]:
-    """Of the ops named: every layer on one map, then every stage on each number of maps."""
-    for dtype in DTYPES:
-        for layer in (layer for layer in layers(setting.config) if layer.op in only):
-            yield _Case(layer, 1, dtype).group(setting, ", ".join(layer.names))
-        for stage in (stage for stage in stages(setting.config) if stage.op in only):
-            for maps in setting.batches:
-                last = stage.names[-1].split("_")[1]
-                title = f"stage {stage.names[0]} to _{last}, {maps} map{'s' if maps > 1 else ''}"
-                yield _Case(stage, maps, dtype).group(setting, title)
+def groups(setting: Setting, only: list[str]) -> Iterator[partial[Group]]:
+    """Of the ops named: every layer on one map, then every stage on each number of maps; on CUDA stages first."""
+    parts = (_stage_groups, _layer_groups) if setting.on_cuda else (_layer_groups, _stage_groups)
+    for dtype in setting.dtypes:
+        for part in parts:
+            yield from part(setting, only, dtype)
+
+
+def _layer_groups(setting: Setting, only: list[str], dtype: torch.dtype) -> Iterator[partial[Group]]:
+    for layer in (layer for layer in layers(setting.config) if layer.op in only):
+        yield partial(_group, setting, layer, 1, dtype, ", ".join(layer.names))
+
+
+def _stage_groups(setting: Setting, only: list[str], dtype: torch.dtype) -> Iterator[partial[Group]]:
+    chosen = [stage for stage in stages(setting.config) if stage.op in only]
+    pairs = [(stage, maps) for stage in chosen for maps in setting.batches]
+    if setting.on_cuda:  # the most important first: all stages of one batch
+        pairs = [(stage, maps) for maps in setting.batches for stage in chosen]
+    for stage, maps in pairs:
+        last = stage.names[-1].split("_")[1]
+        title = f"stage {stage.names[0]} to _{last}, {maps} map{'s' if maps > 1 else ''}"
+        yield partial(_group, setting, stage, maps, dtype, title)
+
+
+def _group(setting: Setting, convs: Convs, maps: int, dtype: torch.dtype, title: str) -> Group:
+    return _Case(convs, maps, dtype).group(setting, title)
 
 
 class _Case:
@@ -122,7 +139,7 @@ class _Case:
         self.x = stock.channels_last((60 * x if first == 3 else F.relu(x)).to(dtype))
 
     def group(self, setting: Setting, title: str) -> Group:
-        """The op in all variants, and oneDNN."""
+        """The op in all variants, and the vendor library."""
         area = self.maps * self.convs.side**2
         out = self.convs.channels[-1]
         score = self.convs.op == "conv3x3_score"
@@ -138,14 +155,17 @@ class _Case:
             moved=size_of(*inputs) + result_bytes,
             truth=self.truth,
         )
-        for layout in LAYOUTS[self.dtype]:
+        layouts: tuple[Layout, ...] = ("pairs",) if setting.on_cuda else LAYOUTS[self.dtype]
+        for layout in layouts:
             packed = self._packed(layout)
             if packed is None:
                 continue
             cold = setting.cold(partial(_clones, packed), size_of(*packed))
             group.rivals += setting.ours(self.convs.op, self.dtype, partial(self._arguments, cold), layout)
             group.cold = cold.cold
-        group.rivals.append(Rival("oneDNN packed", self._stock(setting)))
+        group.rivals.append(Rival("cuDNN" if setting.on_cuda else "oneDNN packed", self._stock(setting, stock.conv)))
+        if setting.on_cuda:
+            group.rivals.append(Rival("cuDNN, ReLU fused", self._stock(setting, stock.conv_fused)))
         return group
 
     def _packed(self, layout: Layout) -> list[Tensor] | None:
@@ -162,14 +182,13 @@ class _Case:
         unpooling = (self.switches, self.image_of_pass) if self.convs.unpooled else ()
         return self.x, weights(), self.biases, *score, *unpooling
 
-    def _stock(self, setting: Setting) -> Callable[[], Any]:
+    def _stock(self, setting: Setting, conv: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Callable[[], Any]:
         side = self.convs.side
         biases = [bias.to(self.dtype) for bias in self.biases]
         score_weight = stock.pack_conv(
             self.score_weight.to(self.dtype)[None, :, None, None], 0, (self.maps, len(self.score_weight), side, side)
         )
         score_bias = self.score_bias.to(self.dtype)
-        passes = self.image_of_pass.tolist()
 
         def pack() -> list[Tensor]:
             return [
@@ -180,9 +199,9 @@ class _Case:
         cold = setting.cold(pack, size_of(*self.weights))
 
         def run() -> Any:
-            x = self.x if self.index is None else stock.max_unpool(self.x, self.index, passes)
+            x = self.x if self.index is None else stock.max_unpool(self.x, self.index, self.image_of_pass)
             for weight, bias in zip(cold(), biases, strict=True):
-                x = stock.conv(x, weight, bias)
+                x = conv(x, weight, bias)
             if self.convs.op == "conv3x3_max_pool2x2":
                 return stock.max_pool(x)
             if self.convs.op == "conv3x3_score":

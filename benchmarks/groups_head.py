@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import stock
 import torch
 import torch.nn.functional as F
-from groups import DTYPES, Group, Rival, Setting, random, size_of
+from groups import Group, Rival, Setting, generator, random, size_of
 from torch import Tensor
 
 from ddn_fast import reference
@@ -38,25 +39,24 @@ def dense_layers(config: NetConfig) -> list[Dense]:
     ]
 
 
-def groups(setting: Setting, only: list[str]) -> Iterator[Group]:
+def groups(setting: Setting, only: list[str]) -> Iterator[partial[Group]]:
     """Of the ops named: every dense layer for each number of images, the gate for one and several classes."""
-    for dtype in DTYPES:
+    for dtype in setting.dtypes:
         for layer in dense_layers(setting.config) if "dense" in only else []:
             for images in setting.batches:
-                yield dense_group(setting, layer, images, dtype)
+                yield partial(dense_group, setting, layer, images, dtype)
         for labels, share in ((1, 0.5), (1, 0.2), (3, 0.5)) if "class_gate" in only else []:
-            yield gate_group(setting, labels, share, dtype)
+            yield partial(gate_group, setting, labels, share, dtype)
 
 
 def dense_group(setting: Setting, layer: Dense, images: int, dtype: torch.dtype) -> Group:
-    """``dense`` against F.linear and oneDNN's packed product (float32: MKL's, too)."""
+    """``dense`` against F.linear and, on the CPU, oneDNN's packed product (float32: MKL's, too)."""
     rows = images * setting.config.grid**2
     x = F.relu(random(rows, layer.inputs, seed=0)).to(dtype)
     weight = random(layer.outputs, layer.inputs, seed=1, scale=layer.inputs**-0.5).to(dtype)
     bias = random(layer.outputs, seed=2, scale=0.1) if layer.bias else None
     stock_bias = None if bias is None else bias.to(dtype)
     plain = setting.cold(weight.clone, size_of(weight))
-    packed = setting.cold(lambda: stock.pack_linear(weight, rows), size_of(weight))
 
     def linear() -> Tensor:
         y = F.linear(x, plain(), stock_bias)
@@ -77,6 +77,9 @@ def dense_group(setting: Setting, layer: Dense, images: int, dtype: torch.dtype)
     )
     group.rivals += setting.ours("dense", dtype, lambda: (x, plain(), bias, layer.relu))
     group.rivals.append(Rival("F.linear", linear))
+    if setting.on_cuda:
+        return group
+    packed = setting.cold(lambda: stock.pack_linear(weight, rows), size_of(weight))
     group.rivals.append(Rival("oneDNN packed", lambda: stock.linear(x, packed(), stock_bias, layer.relu)))
     if dtype == torch.float32 and torch.backends.mkl.is_available():
         group.rivals.append(Rival("MKL packed", _mkl(setting, x, weight, stock_bias, layer.relu)))
@@ -100,9 +103,9 @@ def gate_group(setting: Setting, labels: int, share: float, dtype: torch.dtype) 
     cls = random(config.num_classes, config.fc, seed=0).to(dtype)
     fc7_weight = random(config.fc, config.fc, seed=1, scale=config.fc**-0.5).to(dtype)
     fc6_weight = random(config.fc, channels * kernel**2, seed=2, scale=config.fc**-0.5).to(dtype)
-    generator = torch.Generator().manual_seed(3)
-    fc6, fc7 = (torch.rand(2, 1, places, config.fc, generator=generator) < share).float()
-    position = torch.randint(0, places, (1, config.num_classes), generator=generator)
+    chance = generator(3)
+    fc6, fc7 = (torch.rand(2, 1, places, config.fc, generator=chance) < share).float()
+    position = torch.randint(0, places, (1, config.num_classes), generator=chance)
     image, label = torch.zeros(labels, dtype=torch.int64), torch.arange(labels)
     at = position[0, label]
     rows7, rows6 = (int((on[0, at] > 0).any(0).sum()) for on in (fc7, fc6))  # that any of the labels needs
@@ -133,9 +136,10 @@ def gate_group(setting: Setting, labels: int, share: float, dtype: torch.dtype) 
         g6 = F.conv_transpose2d(g7, w7[:, :, None, None]) * on6
         return F.conv_transpose2d(g6, w6.view(-1, channels, kernel, kernel))
 
+    corners = [divmod(int(place), config.grid) for place in at]
+
     def window(maps: Tensor) -> Tensor:
         """Of each label the part of its map that is not zero."""
-        corners = [divmod(int(place), config.grid) for place in at]
         return torch.stack(
             [m[:, r : r + kernel, c : c + kernel].flatten() for m, (r, c) in zip(maps, corners, strict=True)]
         )

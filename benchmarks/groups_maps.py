@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from functools import partial
 
 import stock
 import torch
-from groups import DTYPES, OURS, Group, Rival, Setting, random, size_of
+from groups import OURS, Group, Rival, Setting, random, size_of
 from machine import ROOT
 from torch import Tensor
 
@@ -20,20 +21,21 @@ IMAGE = (375, 500)  # height and width of most photographs in PASCAL VOC
 POOLING = ("max_pool2x2", "max_unpool2x2", "gather2x2")
 
 
-def groups(setting: Setting, only: list[str]) -> Iterator[Group]:
+def groups(setting: Setting, only: list[str]) -> Iterator[partial[Group]]:
     """Of the ops named: pooling in each shape and dtype, merge_scores for some numbers of labels."""
     shapes = (Shape(2, 3, 16, 8, 8),) if setting.quick else NETWORK_SHAPES
-    for dtype in DTYPES:
+    for dtype in setting.dtypes:
         for op in (op for op in POOLING if op in only):
             for shape in shapes:
-                yield pooling_group(setting, op, shape, dtype)
+                yield partial(pooling_group, setting, op, shape, dtype)
     for labels in (1, 3, 5) if "merge_scores" in only else []:
-        yield merge_group(setting, labels)
+        yield partial(merge_group, setting, labels)
 
 
 def pooling_group(setting: Setting, op: str, shape: Shape, dtype: torch.dtype) -> Group:
     """One of POOLING against torch's own with 64-bit indices. Exact: results are moved, not computed."""
-    x, *others = INPUTS[op](shape, dtype, "cpu")
+    with torch.device("cpu"):  # where their generators are
+        x, *others = INPUTS[op](shape, dtype, setting.device)
     x = stock.channels_last(x)
     function = getattr(setting.namespace, op)
     inputs = [x] if op == "max_pool2x2" else [x, others[0]]
@@ -51,9 +53,8 @@ def pooling_group(setting: Setting, op: str, shape: Shape, dtype: torch.dtype) -
         group.rivals.append(Rival("F.max_pool2d", lambda: stock.max_pool(x)))
         return group
     index, image_of_pass = _indices(others[0], shape), others[-1]
-    passes = image_of_pass.tolist()
     if op == "max_unpool2x2":
-        group.rivals.append(Rival("F.max_unpool2d", lambda: stock.max_unpool(x, index, passes)))
+        group.rivals.append(Rival("F.max_unpool2d", lambda: stock.max_unpool(x, index, image_of_pass)))
     else:
         group.rivals.append(Rival("torch.gather", lambda: stock.gather(x, index, image_of_pass)))
     return group

@@ -72,6 +72,78 @@ def describe() -> dict[str, Any]:
     }
 
 
+def describe_cuda() -> dict[str, Any]:
+    """:func:`describe` of a machine whose CUDA device is what is measured."""
+    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+    native = extension()
+    build = native.build_info() if native else {}
+    return describe() | {
+        "name": cuda_name(),
+        "gpu": properties.name,
+        "capability": f"{properties.major}.{properties.minor}",
+        "multiprocessors": properties.multi_processor_count,
+        "gpu_memory_gib": round(properties.total_memory / 2**30, 1),
+        "gpu_cache_bytes": cuda_cache_bytes(),
+        "cuda": {"torch": torch.version.cuda, "nvcc": build.get("cuda"), "archs": build.get("cuda_archs")},
+        "cudnn": torch.backends.cudnn.version(),
+        "clocks": cuda_clocks(),
+        "tf32": {"matmul": torch.backends.cuda.matmul.allow_tf32, "cudnn": torch.backends.cudnn.allow_tf32},
+    }
+
+
+def cuda_name() -> str:
+    """Of the CUDA device, for file names, as in ``nvidia-h200``."""
+    return "-".join(re.findall("[a-z0-9]+", torch.cuda.get_device_name().lower()))
+
+
+def cuda_cache_bytes() -> int:
+    """Of the second-level cache; 64 MiB where torch does not tell."""
+    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+    return getattr(properties, "L2_cache_size", 0) or 64 << 20
+
+
+def cuda_clocks() -> dict[str, str]:
+    """What nvidia-smi says now: driver, clocks, temperature, power; nothing where it is not there."""
+    keys = ("driver_version", "clocks.sm", "clocks.mem", "clocks.max.sm", "temperature.gpu", "power.draw", "pstate")
+    command = ["nvidia-smi", f"--query-gpu={','.join(keys)}", "--format=csv,noheader"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    values = found.splitlines()[torch.cuda.current_device()].split(",") if found.strip() else []
+    return dict(zip(keys, (value.strip() for value in values), strict=False))
+
+
+def cuda_ceilings(side: int = 8192, megabytes: int = 2048, repeats: int = 10) -> dict[str, float | None]:
+    """What the device gives, measured: TFLOP/s of a product of random matrices in each dtype, GB/s of a copy.
+
+    Keys: ``cuda_bfloat16``, ``cuda_float16``, and ``dram_read_gb_s``, bytes read and written counted.
+    """
+    found: dict[str, float | None] = {}
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+
+    def ms(run: Any) -> float:
+        for _ in range(3):
+            run()
+        times = []
+        for _ in range(repeats):
+            start.record()
+            run()
+            end.record()
+            end.synchronize()
+            times.append(start.elapsed_time(end))
+        return sorted(times)[len(times) // 2]
+
+    for dtype in (torch.bfloat16, torch.float16):
+        a, b = torch.randn(2, side, side, device="cuda", dtype=torch.float32).to(dtype)
+        out = torch.empty_like(a)
+        found[f"cuda_{str(dtype).removeprefix('torch.')}"] = 2 * side**3 / ms(lambda: torch.mm(a, b, out=out)) / 1e9  # noqa: B023
+    source = torch.empty(megabytes << 20, dtype=torch.uint8, device="cuda").random_()
+    target = torch.empty_like(source)
+    found["dram_read_gb_s"] = 2 * source.numel() / ms(lambda: target.copy_(source)) / 1e6
+    return {key: round(value, 2) for key, value in found.items() if value}
+
+
 def name() -> str:
     """Of the machine, for file names: CPU model and threads, as in ``amd-epyc-2-threads``."""
     model = re.sub(r"\((r|tm)\)|\bcpu\b|@.*", " ", cpu_name().lower())
@@ -145,8 +217,12 @@ def ceilings(milliseconds: int = 100, megabytes: int = 1024) -> dict[str, float 
 def peak_of(ceilings: dict[str, float | None], dtype: torch.dtype, isa: str | None) -> float | None:
     """TFLOP/s of `dtype` with instruction sets up to `isa` (None: all of the machine's), as :func:`ceilings` has it.
 
+    Where the ceilings are a CUDA device's, that dtype's.
+
     bfloat16 without instructions for it is multiplied in float32.
     """
+    if (on_cuda := ceilings.get(f"cuda_{str(dtype).removeprefix('torch.')}")) is not None:
+        return on_cuda
     order = list(ISAS)
     usable = order[: order.index(isa) + 1] if isa else order
     if dtype != torch.bfloat16:

@@ -1,9 +1,10 @@
 """Every op at the network's shapes, in each dtype, instruction set and weight layout, against plain PyTorch.
 
 Writes ``ops-<machine>.json``, draws ``ops-<machine>.png`` where matplotlib is installed, prints a line for each rival:
-median, ratio to ours, GB/s, TFLOP/s, part of the ceiling, error against float64.
+median, ratio to ours, GB/s, TFLOP/s, part of the ceiling, error against float64. On CUDA a group that fails is noted
+under "failed" and the next one runs.
 
-    python benchmarks/ops.py [--only conv3x3 dense] [--isa avx2 avx512] [--ops reference] [--quick]
+    python benchmarks/ops.py [--device cuda] [--only conv3x3 dense] [--isa avx2 avx512] [--ops reference] [--quick]
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -38,6 +41,9 @@ METHOD = timing.METHOD | {
     "error": "largest distance from float64 by its largest value; of labels the share that differs; "
     "correct: at most ten times what stock PyTorch's is",
 }
+CUDA_METHOD = timing.CUDA_METHOD | {
+    key: METHOD[key] for key in ("tflops", "gb_s", "error")
+} | {"fraction": "of the roofline of the product of large matrices and the copy measured in the same run"}  # fmt: skip
 QUICK = NetConfig(tuple("abcdef"), side=64, widths=(8, 16, 16, 32, 32), fc=64, bridge=32, fc_kernel=1)
 
 
@@ -49,49 +55,89 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", choices=reference.OPS, default=list(reference.OPS), metavar="OP")
     parser.add_argument("--isa", nargs="+", choices=machine.isas(), default=[], help="default: those that matter")
     parser.add_argument(
-        "--batches", type=int, nargs="+", default=[1, 4], help="maps of a stage, images of a dense layer"
+        "--batches", type=int, nargs="+", help="maps of a stage, images of a dense layer (default 1 4; on CUDA 32 8 1)"
     )
-    parser.add_argument("--seconds", type=float, default=6.0, help="for the samples of one shape and dtype")
+    parser.add_argument("--seconds", type=float, help="for the samples of one shape and dtype (default 6; on CUDA 0.4)")
     parser.add_argument("--samples", type=int, default=15, help="of one rival, at most")
     parser.add_argument("--threads", type=int, help="default: one for each core")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--budget", type=float, default=float("inf"), help="seconds after which no group is begun")
     parser.add_argument("--quick", action="store_true", help="tiny shapes, two samples: does it run?")
     arguments = parser.parse_args()
-    machine.use_allocator_settings()
+    start = time.perf_counter()
+    on_cuda = arguments.device == "cuda"
+    if not on_cuda:
+        machine.use_allocator_settings()
     machine.use_threads(arguments.threads)
     setting = Setting(
         import_module("ddn_fast.ops") if arguments.ops == "compiled" else reference,
         QUICK if arguments.quick else NetConfig(),
-        tuple(arguments.batches),
+        tuple(arguments.batches or ((32, 8, 1) if on_cuda else (1, 4))),
         tuple(arguments.isa),
         arguments.quick,
+        arguments.device,
     )
-    ceilings = machine.ceilings(milliseconds=5, megabytes=64) if arguments.quick else machine.ceilings()
-    limits = {"seconds": 0.01, "samples": 2, "least": 2} if arguments.quick else {
-        "seconds": arguments.seconds, "samples": arguments.samples,
-    }  # fmt: skip
+    limits: dict[str, Any] = {"seconds": arguments.seconds or (0.4 if on_cuda else 6.0), "samples": arguments.samples}
+    if arguments.quick:
+        limits = {"seconds": 0.01, "samples": 2, "least": 2}
+    if on_cuda:
+        torch.backends.cudnn.benchmark = True  # the rival's best algorithm
+        limits["clock"] = timing.CudaClock()
     report: dict[str, Any] = {
         "benchmark": "ops",
         "quick": arguments.quick,
         "ops": arguments.ops,
-        "machine": machine.describe(),
-        "ceilings": ceilings,
-        "method": METHOD,
+        "machine": machine.describe_cuda() if on_cuda else machine.describe(),
+        "ceilings": _ceilings(arguments),
+        "method": CUDA_METHOD if on_cuda else METHOD,
         "rows": [],
     }
-    path = arguments.out / f"ops-{machine.name()}.json"
-    for group in all_groups(setting, arguments.only):
-        rows = measure(group, ceilings, limits)
-        report["rows"] += rows
-        show(rows)
-        write_atomic(path, (json.dumps(report, indent=1) + "\n").encode())
+    path = arguments.out / f"ops-{report['machine']['name']}.json"
+    with torch.device(arguments.device):
+        for rows, failure in measured(setting, arguments.only, report["ceilings"], limits):
+            report["rows"] += rows
+            if failure:
+                report.setdefault("failed", []).append(failure)
+                print(f"failed: {failure}", flush=True)
+            write_atomic(path, (json.dumps(report, indent=1) + "\n").encode())
+            if time.perf_counter() - start > arguments.budget:
+                report["stopped"] = f"after {arguments.budget:.0f} s"
+                print(f"stopped {report['stopped']}")
+                break
+    if on_cuda:
+        report["machine"]["clocks_after"] = machine.cuda_clocks()
+    write_atomic(path, (json.dumps(report, indent=1) + "\n").encode())
     draw(report, path.with_suffix(".png"))
     wrong = sum(not row["correct"] for row in report["rows"])
     print(f"{path}{f': {wrong} results are wrong' if wrong else ''}")
-    return 1 if wrong else 0
+    return 1 if wrong or "failed" in report else 0
 
 
-def all_groups(setting: Setting, only: list[str]) -> Iterator[Group]:
-    """Groups of the ops asked for, made one by one: each holds gigabytes."""
+def _ceilings(arguments: argparse.Namespace) -> dict[str, float | None]:
+    if arguments.device == "cuda":
+        return machine.cuda_ceilings(1024, 64, 3) if arguments.quick else machine.cuda_ceilings()
+    return machine.ceilings(milliseconds=5, megabytes=64) if arguments.quick else machine.ceilings()
+
+
+def measured(
+    setting: Setting, only: list[str], ceilings: dict[str, float | None], limits: dict[str, Any]
+) -> Iterator[tuple[list[dict[str, Any]], str | None]]:
+    """Rows of each group, or what went wrong; on the CPU an error ends the run."""
+    for make in all_groups(setting, only):
+        try:
+            rows = measure(make(), ceilings, limits)
+        except (RuntimeError, NotImplementedError) as error:  # memory, too
+            if not setting.on_cuda:
+                raise
+            what = ", ".join(str(part) for part in make.args[1:])
+            yield [], f"{make.func.__name__}, {what}: {type(error).__name__}: {str(error)[:300]}"
+            continue
+        show(rows)
+        yield rows, None
+
+
+def all_groups(setting: Setting, only: list[str]) -> Iterator[partial[Group]]:
+    """What makes the groups of the ops asked for, one by one: each holds gigabytes."""
     sources = {
         groups_conv: [op for op in reference.OPS if op.startswith("conv3x3")],
         groups_head: ["dense", "class_gate"],

@@ -1,7 +1,8 @@
-"""Pieces of the network as an expert runs them in stock PyTorch on a CPU: the rivals of this project's ops.
+"""Pieces of the network as an expert runs them in stock PyTorch: the rivals of this project's ops.
 
-Convolutions and dense layers call oneDNN with weights packed beforehand and the ReLU fused, which is what inductor's
-frozen graphs call too; maps are channels_last.
+On a CPU convolutions and dense layers call oneDNN with weights packed beforehand and the ReLU fused, which is what
+inductor's frozen graphs call too; on CUDA cuDNN and cuBLAS, with bias and ReLU apart unless a name says otherwise. Maps
+are channels_last.
 """
 
 from __future__ import annotations
@@ -17,24 +18,39 @@ def channels_last(x: Tensor) -> Tensor:
 
 
 def pack_conv(weight: Tensor, padding: int, shape: tuple[int, ...]) -> Tensor:
-    """weight ``[O,C,k,k]`` as oneDNN wants it for maps of `shape` ``[N,C,H,W]``."""
+    """weight ``[O,C,k,k]`` as oneDNN wants it for maps of `shape` ``[N,C,H,W]``, or as cuDNN does."""
+    if weight.is_cuda:
+        return channels_last(weight)
     pads = [padding, padding]
     return torch.ops.mkldnn._reorder_convolution_weight(weight, pads, [1, 1], [1, 1], 1, list(shape))
 
 
 def conv(x: Tensor, packed: Tensor, bias: Tensor, padding: int = 1, relu: bool = True) -> Tensor:
-    """oneDNN's packed convolution with its ReLU in one call; x channels_last, bias in x's dtype."""
+    """oneDNN's packed convolution with its ReLU in one call, or cuDNN's; x channels_last, bias in x's dtype."""
+    if x.is_cuda:
+        y = F.conv2d(x, packed, bias, padding=padding)
+        return y.relu_() if relu else y
     pads, after = [padding, padding], "relu" if relu else "none"
     return torch.ops.mkldnn._convolution_pointwise(x, packed, bias, pads, [1, 1], [1, 1], 1, after, [], "")
 
 
+def conv_fused(x: Tensor, packed: Tensor, bias: Tensor) -> Tensor:
+    """cuDNN's convolution with bias and ReLU in one call, which torch has but does not choose by itself."""
+    return torch.cudnn_convolution_relu(x, packed, bias, (1, 1), (1, 1), (1, 1), 1)
+
+
 def pack_linear(weight: Tensor, rows: int) -> Tensor:
-    """weight ``[N,K]`` as oneDNN wants it for inputs of `rows` rows."""
+    """weight ``[N,K]`` as oneDNN wants it for inputs of `rows` rows; cuBLAS takes it as it is."""
+    if weight.is_cuda:
+        return weight
     return torch.ops.mkldnn._reorder_linear_weight(weight, rows)
 
 
 def linear(x: Tensor, packed: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
-    """oneDNN's packed ``x @ weight.T + bias`` with its ReLU in one call."""
+    """oneDNN's packed ``x @ weight.T + bias`` with its ReLU in one call, or cuBLAS's."""
+    if x.is_cuda:
+        y = F.linear(x, packed, bias)
+        return y.relu_() if relu else y
     return torch.ops.mkldnn._linear_pointwise(x, packed, bias, "relu" if relu else "none", [], "")
 
 
@@ -43,14 +59,18 @@ def max_pool(x: Tensor) -> tuple[Tensor, Tensor]:
     return F.max_pool2d(x, 2, 2, return_indices=True)
 
 
-def max_unpool(x: Tensor, index: Tensor, image_of_pass: list[int]) -> Tensor:
+def max_unpool(x: Tensor, index: Tensor, image_of_pass: Tensor) -> Tensor:
     """Unpool x ``[P,C,h,w]`` by the indices ``[B,C,h,w]`` of each pass's image.
 
-    Pass by pass: that beats gathering a full set of 64-bit indices for every pass.
+    On the CPU pass by pass: that beats gathering a full set of 64-bit indices for every pass. On CUDA that would wait
+    for image_of_pass, and torch's result is not channels_last.
     """
     if len(x) == len(index) == 1:
-        return F.max_unpool2d(x, index, 2, 2)
-    return torch.cat([F.max_unpool2d(x[p : p + 1], index[i : i + 1], 2, 2) for p, i in enumerate(image_of_pass)])
+        return channels_last(F.max_unpool2d(x, index, 2, 2)) if x.is_cuda else F.max_unpool2d(x, index, 2, 2)
+    if x.is_cuda:
+        return channels_last(F.max_unpool2d(x, index[image_of_pass], 2, 2))
+    passes = enumerate(image_of_pass.tolist())
+    return torch.cat([F.max_unpool2d(x[p : p + 1], index[i : i + 1], 2, 2) for p, i in passes])
 
 
 def gather(x: Tensor, index: Tensor, image_of_pass: Tensor) -> Tensor:
@@ -66,13 +86,13 @@ def merge(difference: Tensor, classes: int, square: int, crop: tuple[int, int]) 
     """
     planes = torch.cat([torch.sigmoid(-difference[:1]), torch.sigmoid(difference[-classes:])])
     total = planes.sum(0)
-    if bool((total <= 0).any()):
-        nothing = total <= 0
+    nothing = total <= 0
+    if total.is_cuda or bool(nothing.any()):  # reading it there would wait
         planes, total = planes + nothing, torch.where(nothing, classes + 1.0, total)
     planes = (planes / total)[None]
     rows = F.interpolate(planes, size=(square, planes.shape[3]), mode="bicubic", antialias=True)[:, :, : crop[0]]
     resized = F.interpolate(rows, size=(crop[0], square), mode="bicubic", antialias=True)[0, :, :, : crop[1]]
-    best, label = resized[0], torch.zeros(crop, dtype=torch.uint8)
+    best, label = resized[0], torch.zeros(crop, dtype=torch.uint8, device=difference.device)
     for k in range(1, classes + 1):
         label.masked_fill_(resized[k] > best, k)
         best = torch.maximum(best, resized[k])

@@ -34,7 +34,7 @@ def _(x: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.library.custom_op("ddn_stock::max_unpool", mutates_args=())
 def _max_unpool(x: Tensor, index: Tensor, image_of_pass: Tensor) -> Tensor:
-    return stock.max_unpool(stock.channels_last(x), index, image_of_pass.tolist())
+    return stock.max_unpool(stock.channels_last(x), index, image_of_pass)
 
 
 @_max_unpool.register_fake
