@@ -189,7 +189,8 @@ def show(scenario: dict[str, Any]) -> None:
     for name, row in scenario["rivals"].items():
         print(
             f"  {name:20s} {row['ms']:10.2f} ms ({row['low']:.2f} to {row['high']:.2f},"
-            f" {row['clean']}/{row['samples']}) {row['images_s']:8.2f} images/s, agreement {row['agreement']:.4%}",
+            f" {row['clean']}/{row['samples']}) {row['images_s']:8.2f} images/s"
+            + ("" if row["agreement"] is None else f", agreement {row['agreement']:.4%}"),
             flush=True,
         )
 

@@ -1,8 +1,8 @@
 """3x3 convolutions: each layer of the network, fused with what stands beside it, and each stage as a whole.
 
 The rival is oneDNN's packed convolution with its ReLU, on CUDA cuDNN's with bias and ReLU apart and in one, with
-torch's own pooling, unpooling and 1x1 convolution around it. Counted are the operations of the direct algorithm: Winograd's
-needs a quarter of the multiplications.
+torch's own pooling, unpooling and 1x1 convolution around it. Counted are the operations of the direct algorithm:
+Winograd's needs a quarter of the multiplications.
 """
 
 from __future__ import annotations

@@ -34,8 +34,9 @@ def groups(setting: Setting, only: list[str]) -> Iterator[partial[Group]]:
 
 def pooling_group(setting: Setting, op: str, shape: Shape, dtype: torch.dtype) -> Group:
     """One of POOLING against torch's own with 64-bit indices. Exact: results are moved, not computed."""
+    device = str(torch.get_default_device())
     with torch.device("cpu"):  # where their generators are
-        x, *others = INPUTS[op](shape, dtype, setting.device)
+        x, *others = INPUTS[op](shape, dtype, device)
     x = stock.channels_last(x)
     function = getattr(setting.namespace, op)
     inputs = [x] if op == "max_pool2x2" else [x, others[0]]

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ddn_fast import reference
 from ddn_fast.config import NetConfig
+from ddn_fast.engine import FastDecoupledNet
 from ddn_fast.network import BatchNorm, DecoupledNet
 from ddn_fast.plan import plan_passes
 from ddn_fast.segmentation import MAX_PASSES
@@ -32,21 +33,32 @@ EAGER_BFLOAT16 = "eager bf16 batched"
 STOCK_BEST = "stock best"
 OURS_FLOAT32 = "ddn_fast fp32"
 OURS_BFLOAT16 = "ddn_fast bf16"
+OURS_NO_GRAPHS = "ddn_fast bf16, no graphs"
+OURS_FLOAT16 = "ddn_fast fp16"
 RIVALS = (EAGER_LOOP, EAGER_BATCHED, EAGER_BFLOAT16, STOCK_BEST, OURS_FLOAT32, OURS_BFLOAT16)
+ON_CUDA = (EAGER_LOOP, EAGER_BATCHED, EAGER_BFLOAT16, STOCK_BEST, OURS_BFLOAT16, OURS_NO_GRAPHS, OURS_FLOAT16)
+MAX_PASSES_ON_CUDA = 64  # of rivals, in one run of the decoder
 
 ABOUT = {
     EAGER_LOOP: "the plain network, encoder once an image, one decoder run for each of its 1 + K passes",
     EAGER_BATCHED: "the plain network, all images in one encoder run, all passes that are needed in one decoder run",
     EAGER_BFLOAT16: "the same in bfloat16, channels_last",
     STOCK_BEST: "stock PyTorch as an expert runs it: identities, BN folded, bfloat16, channels_last, torch.compile "
-    "with frozen weights, pooling kept out of the compiler, dense layers as matrix products, skinny gate",
+    "with frozen weights (on CUDA in mode max-autotune), pooling kept out of the compiler, dense layers as matrix "
+    "products, skinny gate",
     OURS_FLOAT32: "FastDecoupledNet(model, torch.float32)",
     OURS_BFLOAT16: "FastDecoupledNet(model, torch.bfloat16)",
+    OURS_NO_GRAPHS: "FastDecoupledNet(model, torch.bfloat16, graphs=False)",
+    OURS_FLOAT16: "FastDecoupledNet(model, torch.float16)",
 }
 
 
-def make(name: str, model: DecoupledNet, ops: Any, compiled: bool = True) -> Network:
-    """The rival of that name with `model`'s weights; `ops` is where ours come from, `compiled` is of "stock best"."""
+def make(name: str, model: DecoupledNet, ops: Any, compiled: bool = True, mode: str | None = None) -> Network:
+    """The rival of that name with `model`'s weights, where `model` is.
+
+    ops       where ours come from
+    compiled  whether "stock best" is, and in which mode of torch.compile
+    """
     if name == EAGER_LOOP:
         return _loop(_stock_pooling(model))
     if name == EAGER_BATCHED:
@@ -56,12 +68,15 @@ def make(name: str, model: DecoupledNet, ops: Any, compiled: bool = True) -> Net
         twin.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return _batched(twin, _plain_merge)
     if name == STOCK_BEST:
-        return _batched(StockNetwork(model, torch.bfloat16, compiled), stock.merge)
-    from ddn_fast.engine import FastDecoupledNet
-
-    dtype = torch.float32 if name == OURS_FLOAT32 else torch.bfloat16
-    engine = FastDecoupledNet(model, dtype=dtype, ops=ops)
+        return _batched(StockNetwork(model, torch.bfloat16, compiled, mode), stock.merge)
+    engine = make_engine(name, model, ops)
     return _batched(engine, engine.merge_scores)
+
+
+def make_engine(name: str, model: DecoupledNet, ops: Any = None) -> FastDecoupledNet:
+    """The one of ours of that name."""
+    dtype = {OURS_FLOAT32: torch.float32, OURS_FLOAT16: torch.float16}.get(name, torch.bfloat16)
+    return FastDecoupledNet(model, dtype=dtype, ops=ops, graphs=False if name == OURS_NO_GRAPHS else None)
 
 
 def _plain_merge(difference: Tensor, classes: int, square: int, crop: Crop) -> Tensor:
@@ -85,7 +100,7 @@ def _stock_pooling(model: DecoupledNet, dtype: torch.dtype = torch.float32) -> D
 def _loop(model: DecoupledNet) -> Network:
     def run(x: Tensor, chosen: Chosen, square: int, crop: Crop) -> list[Tensor]:
         maps = []
-        for image, classes in zip(x, chosen, strict=True):
+        for image, classes in zip(x.to(model.input_like()), chosen, strict=True):
             features, head = model.encode(image[None])
             scores = head.scores
             differences = []
@@ -95,25 +110,37 @@ def _loop(model: DecoupledNet) -> Network:
                 pair = model.decode(features, head, y, torch.zeros(1, dtype=torch.int64))
                 differences.append(pair[:, 1] - pair[:, 0])
             maps.append(_label_map(differences, len(classes), square, crop, _plain_merge))
-        return maps
+        return _on_host(maps)
 
     return run
 
 
 def _batched(model: Any, merge: Merge) -> Network:
     """As ``segment`` runs it: the passes that are needed, in groups of at most MAX_PASSES."""
+    like = model.input_like()
+    step = MAX_PASSES_ON_CUDA if stock.on_cuda(like) else MAX_PASSES
 
     def run(x: Tensor, chosen: Chosen, square: int, crop: Crop) -> list[Tensor]:
-        scores, state = model.score_images(x.to(model.input_like()))
+        scores, state = model.score_images(x.to(like, non_blocking=True))
         passes = plan_passes(scores.float(), chosen)
-        groups = (slice(start, start + MAX_PASSES) for start in range(0, len(passes), MAX_PASSES))
+        groups = (slice(start, start + step) for start in range(0, len(passes), step))
         planes = _each(model.score_passes(state, passes.labels[g], passes.image_of_pass[g]).float() for g in groups)
-        return [
-            _label_map([next(planes) for _ in range(count)], len(classes), square, crop, merge)
-            for classes, count in zip(passes.classes, passes.counts(), strict=True)
-        ]
+        return _on_host(
+            [
+                _label_map([next(planes) for _ in range(count)], len(classes), square, crop, merge)
+                for classes, count in zip(passes.classes, passes.counts(), strict=True)
+            ]
+        )
 
     return run
+
+
+def _on_host(maps: list[Tensor]) -> list[Tensor]:
+    """Label maps of one size, those of a CUDA device in one transfer."""
+    if not any(map(stock.on_cuda, maps)):
+        return maps
+    device = next(label_map.device for label_map in maps if stock.on_cuda(label_map))
+    return list(torch.stack([label_map.to(device) for label_map in maps]).cpu())
 
 
 def _each(groups: Iterator[Tensor]) -> Iterator[Tensor]:
@@ -136,7 +163,8 @@ def random_network(config: NetConfig, x: Tensor, seed: int = 0) -> DecoupledNet:
     about half of all units are on, and label maps hold every label. A trained network has fewer units on.
     """
     torch.manual_seed(seed)
-    model = DecoupledNet(config).eval()
+    with x.device:
+        model = DecoupledNet(config).eval()
     for module in model.modules():
         if isinstance(module, torch.nn.Conv2d | torch.nn.ConvTranspose2d):
             assert module.bias is not None
@@ -152,7 +180,7 @@ def random_network(config: NetConfig, x: Tensor, seed: int = 0) -> DecoupledNet:
         logits = model.encode(x)[1].score_map.mean((2, 3))
         model.head.cls_score.weight /= logits.std().clamp(min=1e-3)
         hooks = [m.register_forward_pre_hook(_take_statistics) for m in model.modules() if isinstance(m, BatchNorm)]
-        labels = torch.full((len(x), config.num_classes), 0.5)
+        labels = torch.full((len(x), config.num_classes), 0.5, device=x.device)
         pair = model(x, labels, torch.arange(len(x)))
         for hook in hooks:
             hook.remove()

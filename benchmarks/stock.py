@@ -12,6 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
+def on_cuda(x: Tensor) -> bool:
+    """Whether x is on a CUDA device, so that its libraries are the rivals."""
+    return x.is_cuda
+
+
 def channels_last(x: Tensor) -> Tensor:
     """x in memory order NHWC."""
     return x.contiguous(memory_format=torch.channels_last)
@@ -19,7 +24,7 @@ def channels_last(x: Tensor) -> Tensor:
 
 def pack_conv(weight: Tensor, padding: int, shape: tuple[int, ...]) -> Tensor:
     """weight ``[O,C,k,k]`` as oneDNN wants it for maps of `shape` ``[N,C,H,W]``, or as cuDNN does."""
-    if weight.is_cuda:
+    if on_cuda(weight):
         return channels_last(weight)
     pads = [padding, padding]
     return torch.ops.mkldnn._reorder_convolution_weight(weight, pads, [1, 1], [1, 1], 1, list(shape))
@@ -27,7 +32,7 @@ def pack_conv(weight: Tensor, padding: int, shape: tuple[int, ...]) -> Tensor:
 
 def conv(x: Tensor, packed: Tensor, bias: Tensor, padding: int = 1, relu: bool = True) -> Tensor:
     """oneDNN's packed convolution with its ReLU in one call, or cuDNN's; x channels_last, bias in x's dtype."""
-    if x.is_cuda:
+    if on_cuda(x):
         y = F.conv2d(x, packed, bias, padding=padding)
         return y.relu_() if relu else y
     pads, after = [padding, padding], "relu" if relu else "none"
@@ -41,14 +46,14 @@ def conv_fused(x: Tensor, packed: Tensor, bias: Tensor) -> Tensor:
 
 def pack_linear(weight: Tensor, rows: int) -> Tensor:
     """weight ``[N,K]`` as oneDNN wants it for inputs of `rows` rows; cuBLAS takes it as it is."""
-    if weight.is_cuda:
+    if on_cuda(weight):
         return weight
     return torch.ops.mkldnn._reorder_linear_weight(weight, rows)
 
 
 def linear(x: Tensor, packed: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
     """oneDNN's packed ``x @ weight.T + bias`` with its ReLU in one call, or cuBLAS's."""
-    if x.is_cuda:
+    if on_cuda(x):
         y = F.linear(x, packed, bias)
         return y.relu_() if relu else y
     return torch.ops.mkldnn._linear_pointwise(x, packed, bias, "relu" if relu else "none", [], "")
@@ -66,8 +71,8 @@ def max_unpool(x: Tensor, index: Tensor, image_of_pass: Tensor) -> Tensor:
     for image_of_pass, and torch's result is not channels_last.
     """
     if len(x) == len(index) == 1:
-        return channels_last(F.max_unpool2d(x, index, 2, 2)) if x.is_cuda else F.max_unpool2d(x, index, 2, 2)
-    if x.is_cuda:
+        return channels_last(F.max_unpool2d(x, index, 2, 2)) if on_cuda(x) else F.max_unpool2d(x, index, 2, 2)
+    if on_cuda(x):
         return channels_last(F.max_unpool2d(x, index[image_of_pass], 2, 2))
     passes = enumerate(image_of_pass.tolist())
     return torch.cat([F.max_unpool2d(x[p : p + 1], index[i : i + 1], 2, 2) for p, i in passes])
@@ -87,7 +92,7 @@ def merge(difference: Tensor, classes: int, square: int, crop: tuple[int, int]) 
     planes = torch.cat([torch.sigmoid(-difference[:1]), torch.sigmoid(difference[-classes:])])
     total = planes.sum(0)
     nothing = total <= 0
-    if total.is_cuda or bool(nothing.any()):  # reading it there would wait
+    if on_cuda(total) or bool(nothing.any()):  # reading it there would wait
         planes, total = planes + nothing, torch.where(nothing, classes + 1.0, total)
     planes = (planes / total)[None]
     rows = F.interpolate(planes, size=(square, planes.shape[3]), mode="bicubic", antialias=True)[:, :, : crop[0]]

@@ -1,4 +1,4 @@
-"""DecoupledNet as an expert runs it in stock PyTorch on a CPU, without one line of compiled code of this project.
+"""DecoupledNet as an expert runs it in stock PyTorch, without one line of compiled code of this project.
 
 It is given every identity of SPEC section 9 that stock PyTorch can use: the gate as two skinny products a label (1),
 the labels' halves of fc6-seg once and summed (2, 3), no pass twice (4), one output channel (5), BN folded (6),
@@ -43,11 +43,14 @@ def _(x: Tensor, index: Tensor, image_of_pass: Tensor) -> Tensor:
 
 
 class StockNetwork:
-    """What ``DecoupledNet`` offers to run batches: score_images, score_passes, input_like."""
+    """What ``DecoupledNet`` offers to run batches: score_images, score_passes, input_like.
 
-    def __init__(self, model: DecoupledNet, dtype: torch.dtype, compiled: bool = True) -> None:
+    mode  of torch.compile; on CUDA what a part gives holds until the next batch (CUDA graphs)
+    """
+
+    def __init__(self, model: DecoupledNet, dtype: torch.dtype, compiled: bool = True, mode: str | None = None) -> None:
         self.classes = model.config.num_classes
-        self.like = torch.empty(0, dtype=dtype)
+        self.like = torch.empty(0, dtype=dtype, device=model.input_like().device)
         with torch.no_grad():
             self.gate = _Gate(model.head, dtype)
             parts = (
@@ -56,7 +59,7 @@ class StockNetwork:
                 _Bridge(model.bridge, model.config.map_side),
                 _Decoder(model.decoder),
             )
-        prepared = [_prepare(part, dtype, compiled) for part in parts]
+        prepared = [_prepare(part, dtype, compiled, mode) for part in parts]
         self.encoder, self.head, self.bridge, self.decoder = prepared
 
     def input_like(self) -> Tensor:
@@ -66,6 +69,8 @@ class StockNetwork:
     @torch.no_grad()
     def score_images(self, x: Tensor) -> tuple[Tensor, Any]:
         """Scores ``[B,L]`` of x ``[B,3,S,S]``, and what :meth:`score_passes` needs."""
+        if stock.on_cuda(x):  # results of the batch before are done with
+            torch.compiler.cudagraph_mark_step_begin()
         pool5, indices = self.encoder(stock.channels_last(x))
         score_map, fc6, fc7 = self.head(pool5)
         scores = torch.sigmoid(score_map.mean(1))
@@ -78,14 +83,15 @@ class StockNetwork:
         # a label's window is made once, however many passes it takes part in: keys are image and label
         used = labels.nonzero()
         keys, pair_of = (image_of_pass[used[:, 0]] * self.classes + used[:, 1]).unique(return_inverse=True)
-        maps = self.gate(keys // self.classes, keys % self.classes, position, fc6, fc7, pool5.shape)
         mix = torch.zeros(len(labels), len(keys))
         mix[used[:, 0], pair_of] = labels[used[:, 0], used[:, 1]].float()
+        keys, mix, image_of_pass = (t.to(pool5.device, non_blocking=True) for t in (keys, mix, image_of_pass))
+        maps = self.gate(keys // self.classes, keys % self.classes, position, fc6, fc7, pool5.shape)
         x = self.bridge(pool5, maps, mix, image_of_pass)
         return self.decoder(x, indices, image_of_pass)
 
 
-def _prepare(part: nn.Module, dtype: torch.dtype, compiled: bool) -> Callable[..., Any]:
+def _prepare(part: nn.Module, dtype: torch.dtype, compiled: bool, mode: str | None) -> Callable[..., Any]:
     part = part.eval().requires_grad_(False).to(dtype)
     for module in part.modules():
         if isinstance(module, nn.Conv2d):
@@ -94,7 +100,7 @@ def _prepare(part: nn.Module, dtype: torch.dtype, compiled: bool) -> Callable[..
         return part
     import_module("torch._inductor.config").freezing = True  # weights are constants: packed once for oneDNN
     import_module("torch._dynamo.config").recompile_limit = 64  # one graph for each number of images and passes
-    return torch.compile(part, dynamic=False)
+    return torch.compile(part, dynamic=False, mode=mode)
 
 
 def _affine(bn: BatchNorm) -> tuple[Tensor, Tensor]:
@@ -181,6 +187,12 @@ class _Gate:
         windows = F.linear(g6, self.fc6).view(-1, shape[1], self.kernel, self.kernel)
         maps = windows.new_zeros(len(windows), *shape[1:])
         grid = shape[2] - self.kernel + 1
+        if stock.on_cuda(windows):  # reading the places would wait
+            steps = torch.arange(self.kernel, device=at.device)
+            pixels = (at // grid * shape[3] + at % grid)[:, None] + (steps[:, None] * shape[3] + steps).flatten()
+            index = pixels[:, None].expand(-1, shape[1], -1)
+            maps.flatten(2).scatter_(2, index, windows.flatten(2))
+            return maps
         for window, map_, place in zip(windows, maps, at.tolist(), strict=True):
             row, column = divmod(place, grid)
             map_[:, row : row + self.kernel, column : column + self.kernel] = window
