@@ -15,7 +15,7 @@ BIN     := $(VENV)/bin
 SOURCES := $(shell find csrc cmake -type f) CMakeLists.txt setup.py pyproject.toml
 
 .DELETE_ON_ERROR:
-.PHONY: demo test lint experiment benchmark build clean
+.PHONY: demo test lint experiment benchmark gpu build clean
 
 demo: build
 	$(BIN)/python -m ddn_fast.demo --out demo
@@ -41,6 +41,13 @@ benchmark: build
 	$(BIN)/python benchmarks/end_to_end.py --memory
 	$(BIN)/python benchmarks/data_loading.py
 	$(BIN)/python benchmarks/readme.py
+
+# On a machine with a CUDA device: builds for it, GPU tests, compute-sanitizer, benchmarks, ncu; JSON after every step
+# into OUT (default benchmarks/results). At most BUDGET seconds; PART="build test" chooses, COMMIT names the sources
+# where there is no git. Uses GPU_PYTHON as it is, with torch, cmake, ninja and pybind11; no network, no venv.
+GPU_PYTHON ?= python3
+gpu:
+	$(GPU_PYTHON) benchmarks/gpu.py $(if $(PART),--part $(PART)) $(if $(BUDGET),--budget $(BUDGET)) $(if $(COMMIT),--commit $(COMMIT))
 
 build: $(VENV)/.built
 

@@ -124,9 +124,8 @@ def _network(report: dict[str, Any] | None) -> list[str]:
         for name, row in scenario["rivals"].items():
             if "ms" in row:
                 agreement = "" if row["agreement"] is None else f"{row['agreement']:.2%}"
-                found.append(
-                    f"  {name:26s} {row['images_s']:9.1f} {row['ms']:9.3f} ms {agreement:>8s} {row['peak_mib']:9.0f} MiB"
-                )
+                rate = f"{row['images_s']:9.1f} {row['ms']:9.3f} ms"
+                found.append(f"  {name:26s} {rate} {agreement:>8s} {row['peak_mib']:9.0f} MiB")
     return found
 
 

@@ -220,11 +220,14 @@ class FastDecoupledNet(Segmenter):
     def _halves(self, encoded: Encoded, own: Tensor, image: Tensor, label: Tensor) -> Tensor:
         """Halves of fc6-seg ``[I+Q,G*G*bridge]``: of images `own` ``[I]``, then of pairs image, label ``[Q]`` (1)."""
         ops, bridge, config = self.ops, self._weights.bridge, self.config
-        of_image = ops.dense(encoded.windows[own].flatten(0, 1), *bridge.fc6_seg_image)
-        window, position = self._images.gate(encoded, image, label)
-        windows = place_windows(window.to(self.dtype), position, config.grid, config.fc_kernel)
-        of_class = ops.dense(windows, bridge.fc6_seg_class)
-        return torch.cat([of_image, of_class]).view(len(own) + len(image), -1)
+        rows = []
+        if len(own):
+            rows.append(ops.dense(encoded.windows[own].flatten(0, 1), *bridge.fc6_seg_image))
+        if len(image):
+            window, position = self._images.gate(encoded, image, label)
+            windows = place_windows(window.to(self.dtype), position, config.grid, config.fc_kernel)
+            rows.append(ops.dense(windows, bridge.fc6_seg_class))
+        return torch.cat(rows).view(len(own) + len(image), -1)
 
 
 def _device_of(model: DecoupledNet) -> torch.device:

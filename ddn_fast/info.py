@@ -38,6 +38,8 @@ def collect() -> dict[str, Any]:
     bool, "cuda": bool}``) and ``missing``: a sentence for each kernel that cannot run here, saying how to get it.
     """
     native, missing = _extension()
+    if native:
+        import_module("ddn_fast.ops")  # registers the kernels that are the vendor library's
     build = native.build_info() if native else None
     gpus = [_gpu(index, build) for index in range(torch.cuda.device_count())]
     if build and not build["cuda_archs"]:
@@ -89,7 +91,8 @@ def text() -> str:
     for name, kernels in info["ops"].items():
         lines.append((name, " ".join(device for device, built in kernels.items() if built) or "no kernel"))
     lines += [("missing", sentence) for sentence in info["missing"]]
-    return "\n".join(f"{label:<14}{value}" for label, value in lines)
+    width = max(len(label) for label, _ in lines) + 2
+    return "\n".join(f"{label:<{width}}{value}" for label, value in lines)
 
 
 def cpu_isa() -> str | None:

@@ -108,7 +108,7 @@ class CudaRuntime(CpuRuntime):
 
     def put(self, x: Tensor, like: Tensor) -> Tensor:
         """The host goes on at once; the caller's stream waits for the copy, which runs beside what it does now."""
-        if x.device == self.device:
+        if x.device.type != "cpu":
             return x.to(like)
         host = x.to(like.dtype)
         host = host if host.is_pinned() else host.pin_memory()

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 
-from ddn_fast.data.synthetic import Settings, generate
-from ddn_fast.data.voc import VocFolder
+if TYPE_CHECKING:
+    from ddn_fast.data.voc import VocFolder
 
 
 def pytest_configure() -> None:
@@ -62,6 +63,9 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def generated(tmp_path_factory: pytest.TempPathFactory) -> VocFolder:
     """24 small training images (12 with masks), 4 for validation, 20 classes; not to be written to."""
+    from ddn_fast.data.synthetic import Settings, generate  # wants OpenCV, which tests of the network do not
+    from ddn_fast.data.voc import VocFolder
+
     root = tmp_path_factory.mktemp("generated") / "voc"
     settings = Settings(sides=(64, 80), objects=(1, 2), clutter=(0, 2))
     generate(root, train=12, closeups=12, val=4, seed=5, settings=settings, workers=1, progress=False)
