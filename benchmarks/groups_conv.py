@@ -96,7 +96,7 @@ def groups(setting: Setting, only: list[str]) -> Iterator[partial[Group]]:
 
 def _layer_groups(setting: Setting, only: list[str], dtype: torch.dtype) -> Iterator[partial[Group]]:
     for layer in (layer for layer in layers(setting.config) if layer.op in only):
-        yield partial(_group, setting, layer, 1, dtype, ", ".join(layer.names))
+        yield partial(case_group, setting, layer, 1, dtype, ", ".join(layer.names))
 
 
 def _stage_groups(setting: Setting, only: list[str], dtype: torch.dtype) -> Iterator[partial[Group]]:
@@ -107,10 +107,11 @@ def _stage_groups(setting: Setting, only: list[str], dtype: torch.dtype) -> Iter
     for stage, maps in pairs:
         last = stage.names[-1].split("_")[1]
         title = f"stage {stage.names[0]} to _{last}, {maps} map{'s' if maps > 1 else ''}"
-        yield partial(_group, setting, stage, maps, dtype, title)
+        yield partial(case_group, setting, stage, maps, dtype, title)
 
 
-def _group(setting: Setting, convs: Convs, maps: int, dtype: torch.dtype, title: str) -> Group:
+def case_group(setting: Setting, convs: Convs, maps: int, dtype: torch.dtype, title: str) -> Group:
+    """Convolutions on `maps` maps, in all variants and beside their rivals."""
     return _Case(convs, maps, dtype).group(setting, title)
 
 
@@ -172,8 +173,9 @@ class _Case:
         """Each layer's weights; the first layer of the network has no Winograd form."""
         if layout == "winograd" and all(one_block(i) for i, _ in self.pairs):
             return None
+        dtype = self.dtype if self.dtype == torch.float16 else torch.float32
         return [
-            pack_conv3x3(weight, "direct" if layout == "winograd" and one_block(i) else layout)
+            pack_conv3x3(weight, "direct" if layout == "winograd" and one_block(i) else layout, dtype)
             for weight, (i, _) in zip(self.weights, self.pairs, strict=True)
         ]
 
