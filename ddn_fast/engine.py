@@ -182,10 +182,9 @@ class FastDecoupledNet(Segmenter):
         row, offset, image_of_pass = self._indices(rows, first, images)
         weight = torch.tensor([value for of_pass in terms for _, value in of_pass], dtype=self.input_like().dtype)
         assert state.table is not None
-        # the sum of each pass in its order, and nothing of another's, were that NaN
-        fc6_seg = F.embedding_bag(
-            row, state.table, offset, mode="sum", per_sample_weights=self.runtime.move(weight)
-        )  # fmt: skip
+        # each pass in its order, and nothing of another's, were that NaN
+        weight = self.runtime.move(weight)
+        fc6_seg = F.embedding_bag(row, state.table, offset, mode="sum", per_sample_weights=weight)
         return fc6_seg, state.encoded.switches, image_of_pass
 
     def _indices(self, *lists: Sequence[int]) -> list[Tensor]:

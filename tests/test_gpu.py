@@ -24,7 +24,7 @@ import torch
 from end_to_end_cuda import SCENARIOS
 from groups import Setting
 from stock_network import StockNetwork
-from tiny_net import tiny_net
+from test_engine import CONFIGS, random_net, some_passes
 
 from ddn_fast import ops
 from ddn_fast.plan import passes_of
@@ -370,14 +370,12 @@ def test_a_group_that_fails_on_cuda_is_noted_and_the_next_runs(monkeypatch: pyte
 
 @torch.no_grad()
 def test_the_stock_network_on_cuda_computes_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    x = 40 * torch.randn(3, 3, 64, 64)
-    labels = torch.zeros(4, 6)
-    labels[0, [0, 2]], labels[1, 0], labels[2, 2], labels[3, 5] = torch.tensor([0.7, 0.4]), 0.7, 0.4, 0.9
-    image_of_pass = torch.tensor([1, 1, 1, 2])
+    net = random_net(CONFIGS["kernel 3"]).float()
+    x, labels, image_of_pass = some_passes(net.config, 3, 5)
     found = []
     for on_cuda in (False, True):
         monkeypatch.setattr(stock, "on_cuda", lambda _, on_cuda=on_cuda: on_cuda)
-        twin = StockNetwork(tiny_net(), torch.float32, compiled=False)
-        _, state = twin.score_images(x)
-        found.append(twin.score_passes(state, labels, image_of_pass))
+        twin = StockNetwork(net, torch.float32, compiled=False)
+        _, state = twin.score_images(x.float())
+        found.append(twin.score_passes(state, labels.float(), image_of_pass))
     torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4 * found[0].abs().max().item())

@@ -14,7 +14,8 @@ from test_engine import CONFIGS, NAMED, SHAPES, difference, passes_of, random_ne
 from test_segment import slow_segment
 from tiny_net import random_image, tiny_net, write_image
 from torch import Tensor
-from torch.utils._pytree import tree_map_only
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from ddn_fast import FastDecoupledNet, engine, info, ops, reference, runtime
 from ddn_fast.errors import ImageError, InputError, NumericsError
@@ -69,6 +70,14 @@ def test_recorded_and_padded_parts_give_the_bits_of_the_engine_without(monkeypat
         x = (40 * x).float()
         assert torch.equal(twin.classify(x), plain.classify(x))
         assert torch.equal(twin.fast(x, labels, image_of_pass), plain.fast(x, labels, image_of_pass))
+
+
+def test_images_and_pairs_are_padded_apart(recorded: RecordedRuntime) -> None:
+    net = tiny_net(dtype=torch.float64)
+    twin = recorded_engine(net, torch.float64, reference)
+    x, labels, _ = some_passes(net.config, 12, 11)  # of 12 images 9 are used, padded to 10
+    x, image_of_pass = 40 * x, torch.tensor([11, 0, 3, 4, 5, 6, 7, 8, 9, 0, 4])
+    same(passes_of(twin, x, labels, image_of_pass), difference(net, x, labels, image_of_pass), 1e-10)
 
 
 def test_what_was_given_stays_when_more_batches_run(recorded: RecordedRuntime) -> None:
@@ -173,7 +182,7 @@ def test_a_score_map_of_nan_is_that_images_error_alone(pictures: list[np.ndarray
         scores = run(*arguments)
         calls.append(len(scores))
         if len(calls) == 1:
-            scores[2, 5, 5] = torch.nan  # of the second image
+            scores[3, 5, 5] = torch.nan  # the second image's last
         return scores
 
     twin.score_passes = spoiled  # type: ignore[method-assign]
@@ -228,6 +237,17 @@ def test_four_threads_share_recordings(pictures: list[np.ndarray], recorded: Rec
 # without values, on a device of their own: whatever would wait for a GPU, or meet a tensor of the host, is an error
 
 
+class OnOneDevice(TorchDispatchMode):
+    """Every op takes tensors of the meta device only, and makes no others."""
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves((args, kwargs, result)):
+            if isinstance(tensor, Tensor) and tensor.dim():  # numbers may come along
+                assert tensor.is_meta, f"{function}: a tensor {list(tensor.shape)} on {tensor.device}"
+        return result
+
+
 class CudaRules(RecordedRuntime):
     """What a CUDA engine is made by, and no more."""
 
@@ -249,21 +269,26 @@ def valueless(monkeypatch: pytest.MonkeyPatch) -> FastDecoupledNet:
 
 
 def test_every_part_reads_no_value_and_makes_nothing_on_the_host(valueless: FastDecoupledNet) -> None:
-    encoded = valueless._images.encode(torch.empty(3, 3, 64, 64, device="meta"))
+    index = [torch.zeros(count, dtype=torch.int64, device="meta") for count in (2, 5, 5, 7)]
+    with OnOneDevice():
+        encoded = valueless._images.encode(torch.empty(3, 3, 64, 64, device="meta"))
+        table = valueless._halves(encoded.before_decoder(), *index[:3])
+        scores = valueless.decode(table, encoded.switches, index[3])
+        label_map = valueless.merge_scores(scores[:3], 2, 50, (40, 50))
     assert encoded.scores.shape == (3, 6)
-    index = [torch.zeros(count, dtype=torch.int64, device="meta") for count in (2, 5, 5)]
-    table = valueless._halves(encoded.before_decoder(), *index)
     assert table.shape == (7, 4 * valueless.config.bridge)
-    scores = valueless.decode(table, encoded.switches, torch.zeros(7, dtype=torch.int64, device="meta"))
-    assert (scores.shape, scores.dtype, scores.device.type) == ((7, 64, 64), torch.float32, "meta")
-    label_map = valueless.merge_scores(scores[:3], 2, 50, (40, 50))
-    assert (label_map.shape, label_map.dtype, label_map.device.type) == ((40, 50), torch.uint8, "meta")
+    assert (scores.shape, scores.dtype) == ((7, 64, 64), torch.float32)
+    assert (label_map.shape, label_map.dtype) == ((40, 50), torch.uint8)
 
 
 def test_the_device_without_values_finds_what_would_wait_and_what_meets_the_host() -> None:
     x = torch.empty(2, device="meta")
-    for wrong in (lambda: x.sum().item(), lambda: x.nonzero(), lambda: x.tolist(), lambda: x + torch.empty(2)):
+    for wrong in (lambda: x.sum().item(), lambda: x.nonzero(), lambda: x.tolist()):
         with pytest.raises((RuntimeError, NotImplementedError)):
+            wrong()
+    host = torch.empty(2)
+    for wrong in (lambda: x + host, lambda: x.add_(host), lambda: torch.arange(3)):
+        with pytest.raises((RuntimeError, AssertionError)), OnOneDevice():
             wrong()
 
 
