@@ -48,6 +48,8 @@ print(json.dumps({"torch": torch.__version__, "cuda": torch.version.cuda, "gpu":
                   "capability": [p.major, p.minor] if ok else None, "gpus": torch.cuda.device_count()}))
 """
 
+INFO = "import ddn_fast.ops; from ddn_fast import info; print(info.text())"  # imports what was built
+
 
 @dataclass(frozen=True)
 class Step:
@@ -130,7 +132,7 @@ class Run:
         self.save()
         if "build" not in self.parts and not self.arguments.smoke and not is_built(self.environment()):
             self.parts = ["build", *self.parts]
-        bad = built = False
+        bad = False
         for part in (part for part in PARTS if part in self.parts):
             for step in self.steps(part, work):
                 record = self.step(step, part)
@@ -141,11 +143,9 @@ class Run:
                     self.report.setdefault("results", {}).update(collect(work, step.results))
                 self.save()
                 bad |= record["status"] in ("failed", "out of time")
-                if part == "build":
-                    built = record["status"] in ("ok", "as it was")
-            if part == "build" and not built:
-                print("nothing else can run without the build", flush=True)
-                return 1
+                if part == "build" and record["status"] not in ("ok", "as it was"):
+                    print("nothing else can run without the build", flush=True)
+                    return 1
         self.report["seconds"] = round(time.monotonic() - self.start, 1)
         self.save()
         return int(bad)
@@ -214,6 +214,7 @@ def gpu_steps(part: str, work: Path, left: float, alone: bool) -> Iterator[Step]
     python = sys.executable
     if part == "build":
         yield Step("build", [python, "setup.py", "build_ext", "--inplace"], 420)
+        yield Step("info", [python, "-c", INFO], 90)
     elif part == "test":
         # a file is a process: an error of the device loses what comes after it in the same process
         options = ["-v", "--tb=short", "-m", "gpu", "-p", "no:cacheprovider", "-o", "faulthandler_timeout=90"]

@@ -91,7 +91,8 @@ def _stock_pooling(model: DecoupledNet, dtype: torch.dtype = torch.float32) -> D
     for name, part in model.named_children():
         copy = part
         if dtype != torch.float32:
-            copy = type(part)(model.config).to(dtype)
+            with model.input_like().device:
+                copy = type(part)(model.config).to(dtype)
             copy.load_state_dict(part.state_dict())
         twin.add_module(name, copy)
     return twin.eval()

@@ -154,7 +154,8 @@ def measure(group: Group, ceilings: dict[str, float | None], limits: dict[str, A
     """One row for each rival of a group."""
     before = os.environ.get(ISA_VARIABLE)
     try:
-        truth = group.truth()
+        with torch.backends.cudnn.flags(benchmark=False):  # once each: not worth a search
+            truth = group.truth()
         errors = {rival.label: group.error(rival.result(), truth) for rival in group.rivals}
         del truth
         times = timing.interleave({rival.label: rival.run for rival in group.rivals}, **limits)

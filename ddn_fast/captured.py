@@ -42,7 +42,7 @@ class Captured:
 
     Arguments are copied into the recording's own and results out of it, so nothing that a caller holds changes later.
     The function must not wait for the device. Any number of threads may call it. Where recording fails, a warning is
-    logged and it runs as it is from then on; so do calls with an empty first argument.
+    logged and it runs as it is from then on; so do calls with nothing in any argument.
     """
 
     def __init__(self, function: Callable[..., Any], recorder: Recorder, limit: int = MAX_RECORDINGS) -> None:
@@ -53,7 +53,7 @@ class Captured:
     def __call__(self, *arguments: Any) -> Any:
         """As `function`."""
         given, form = tree_flatten(arguments)
-        if not given or not given[0].numel():
+        if not any(tensor.numel() for tensor in given):
             return self.function(*arguments)
         key = self._recorder.place(), str(form), *((tuple(t.shape), t.dtype) for t in given)
         with self._lock, torch.no_grad():

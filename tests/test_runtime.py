@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from ddn_fast import FastDecoupledNet, engine, info, ops, reference, runtime
+from ddn_fast.captured import Captured
 from ddn_fast.errors import ImageError, InputError, NumericsError
 from ddn_fast.folding import fold
 from ddn_fast.image_part import ImagePart
@@ -58,6 +59,9 @@ def test_recorded_and_padded_parts_are_the_plain_network(name: str, recorded: Re
         x, labels, image_of_pass = some_passes(net.config, images, passes, seed=passes)
         same(passes_of(twin, x, labels, image_of_pass), difference(net, x, labels, image_of_pass), 1e-10)
     assert recorded.recorder.recorded < recorded.recorder.replayed
+    for part in (twin._run_encode, twin._run_halves, twin._run_decode):
+        assert isinstance(part, Captured)
+        assert part._recordings
 
 
 def test_recorded_and_padded_parts_give_the_bits_of_the_engine_without(monkeypatch: pytest.MonkeyPatch) -> None:
