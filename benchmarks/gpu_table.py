@@ -8,7 +8,10 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-MAX_NAMES = 25  # of tests that failed
+MAX_NAMES = 4  # of tests of a file that failed
+MAX_FAILED = 40  # lines about what failed
+MAX_OPS = 45  # lines about ops
+SHOWN = ("ddn_fast bf16", "ddn_fast bf16, no graphs", "stock best", "eager bf16 batched", "eager fp32 loop")
 OURS, STOCK, LOOP = "ddn_fast bf16", "stock best", "eager fp32 loop"
 PROFILED = ("Duration", "Compute (SM) Throughput", "Memory Throughput", "DRAM Throughput", "Registers Per Thread",
             "Achieved Occupancy")  # fmt: skip
@@ -23,8 +26,9 @@ def text(report: dict[str, Any]) -> str:
     machine = report["machine"]
     lines = [f"{machine.get('gpu')}, torch {machine.get('torch')}, {machine.get('nvcc')}, commit {report['commit']}"]
     results = report.get("results", {})
-    for part in (_steps(report), _failed(report), _ops(results.get("ops")), _network(results.get("end_to_end_cuda")),
-                 _profile(results.get("profile")), _targets(results)):  # fmt: skip
+    # where not all of it comes back it is the end that does
+    for part in (_ops(results.get("ops")), _network(results.get("end_to_end_cuda")), _profile(results.get("profile")),
+                 _failed(report), _steps(report), _targets(results)):  # fmt: skip
         lines += part
     return "\n".join(lines)[-11_000:]
 
@@ -40,6 +44,7 @@ def counts(output: str) -> dict[str, Any]:
     for name in re.findall(r"^(?:FAILED|ERROR) (\S+\.py(?:::\S+)?)", output, re.MULTILINE):
         if not any(name in known or known in name for known in found["failed"]):
             found["failed"].append(name)
+    found["errors"] = list(dict.fromkeys(re.findall(r"^E   +(\S.*)", output, re.MULTILINE)))[:4]
     started = re.findall(r"^(\S+::\S+)(?: |$)", output, re.MULTILINE)
     found["last"] = started[-1] if started else None
     return found
@@ -77,18 +82,20 @@ def _steps(report: dict[str, Any]) -> list[str]:
 def _failed(report: dict[str, Any]) -> list[str]:
     found: list[str] = []
     for name, step in report["steps"].items():
-        tests = step.get("tests") or {"failed": [], "skipped": [], "last": None}
-        found += [f"  FAILED {test[:150]}" for test in tests["failed"][:MAX_NAMES]]
-        found += [f"  SKIPPED {test[:150]}" for test in tests["skipped"][:MAX_NAMES]]
+        tests = step.get("tests") or {"failed": [], "skipped": [], "errors": [], "last": None}
+        names = [f"FAILED {test}" for test in tests["failed"]] + [f"SKIPPED {test}" for test in tests["skipped"]]
+        found += [f"  {line[:150]}" for line in names[:MAX_NAMES]]
+        found += [f"  .. and {len(names) - MAX_NAMES} more of {name}"] if len(names) > MAX_NAMES else []
+        found += [f"    {line[:200]}" for line in tests["errors"]]
         if step["status"] == "out of time" and tests["last"]:
             found.append(f"  out of time in {tests['last'][:150]}")
-        elif step["status"] == "failed" and not tests["failed"]:
-            found += [f"  {name}: {line[:160]}" for line in step["tail"][-6:]]
+        elif step["status"] == "failed" and not names:
+            found += [f"  {name}: {line[:160]}" for line in step["tail"][-5:]]
     for what, result in report.get("results", {}).items():
         if isinstance(result, dict):
             found += [f"  {what}: {str(line)[:200]}" for line in result.get("failed", [])[:6]]
             found += [f"  {what}: stopped {result['stopped']}"] if "stopped" in result else []
-    return found
+    return ["", "what failed:", *found[:MAX_FAILED]] if found else []
 
 
 def _ops(ops: dict[str, Any] | None) -> list[str]:
@@ -112,7 +119,7 @@ def _ops(ops: dict[str, Any] | None) -> list[str]:
         wrong = "" if ours["correct"] else f"  WRONG {ours['error']:.1e}"
         name = (case if case.startswith("stage") else f"{op.split()[0]} {case}")[:46]
         found.append(f"{name:46s} {ours['ms']:9.4f} {ours['tflops']:8.1f} {fraction:>8s}  {others}{wrong}")
-    return found[:75]
+    return found[:MAX_OPS]
 
 
 def _network(report: dict[str, Any] | None) -> list[str]:
@@ -122,7 +129,7 @@ def _network(report: dict[str, Any] | None) -> list[str]:
     for scenario in report["scenarios"]:
         found.append(f"{scenario['name']}:")
         for name, row in scenario["rivals"].items():
-            if "ms" in row:
+            if "ms" in row and name in SHOWN:
                 agreement = "" if row["agreement"] is None else f"{row['agreement']:.2%}"
                 rate = f"{row['images_s']:9.1f} {row['ms']:9.3f} ms"
                 found.append(f"  {name:26s} {rate} {agreement:>8s} {row['peak_mib']:9.0f} MiB")

@@ -285,6 +285,7 @@ def test_image_names_outside_ascii_work(weights, tmp_path):
         (["--device", "gpu"], "--device: wanted one of"),
         (["--weights", "/nowhere"], "/nowhere"),
         (["--dtype", "bfloat16", "--no-fast"], "--dtype: wanted only with the engine"),
+        (["--dtype", "float16", "--device", "cpu"], "dtype: wanted torch.bfloat16 or torch.float32 on cpu"),
     ],
 )
 def test_errors_are_one_line_exit_2_and_nothing_written(weights, photos, tmp_path, capsys, arguments, message):

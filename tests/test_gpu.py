@@ -75,6 +75,7 @@ def test_every_part_runs_with_stubs_and_the_table_comes_last(tmp_path: Path) -> 
     assert set(report["results"]) == {"ops", "end_to_end_cuda"}
     assert all(row["correct"] for row in report["results"]["ops"]["rows"])
     last = done.stdout.split("== profile: ok")[-1]
+    assert len(last) < 12_000
     assert "merge_scores" in last
     assert "B=1, 1 pass, alone" in last
     assert len(list(tmp_path.iterdir())) <= 8  # as many as come back from some machines
@@ -243,12 +244,14 @@ tests/test_a.py::test_one PASSED                                         [ 10%]
 tests/test_a.py::test_two[a b-c] FAILED                                  [ 20%]
 tests/test_a.py::test_three SKIPPED (no CUDA device)                     [ 30%]
 tests/test_a.py::test_four ERROR
+E   RuntimeError: x
 FAILED tests/test_a.py::test_two[a b-c] - RuntimeError: x
 tests/test_a.py::test_five """
     found = gpu_table.counts(output)
     assert found["passed"] == 1
     assert found["failed"] == ["tests/test_a.py::test_two[a b-c]", "tests/test_a.py::test_four"]
     assert found["skipped"] == ["tests/test_a.py::test_three"]
+    assert found["errors"] == ["RuntimeError: x"]
     assert found["last"] == "tests/test_a.py::test_five"
     assert gpu_table.counts("ERROR tests/test_b.py - ImportError")["failed"] == ["tests/test_b.py"]
 
@@ -316,7 +319,13 @@ def test_targets_are_worked_out_from_the_results() -> None:
 
 def test_the_table_fits_what_comes_back() -> None:
     failed = {"status": "failed", "seconds": 1.0, "tail": ["x" * 400] * 30}
-    tests = {"passed": 1, "failed": [f"tests/test_x.py::test_{k}" * 5 for k in range(900)], "skipped": [], "last": "t"}
+    tests = {
+        "passed": 1,
+        "failed": [f"tests/test_x.py::test_{k}" * 5 for k in range(900)],
+        "skipped": [],
+        "errors": ["e"],
+        "last": "t",
+    }
     steps = {f"step {k}": failed | {"tests": tests} for k in range(20)}
     assert len(gpu_table.text({"machine": {}, "commit": None, "steps": steps})) <= 11_000
 
