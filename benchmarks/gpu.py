@@ -13,12 +13,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import hashlib
 import json
 import os
-import platform
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -30,8 +27,8 @@ from pathlib import Path
 from typing import Any
 
 import gpu_table
+from gpu_machine import ROOT, arch_of, build_fingerprint, fingerprint, git, nvidia_smi, probe, program, slug
 
-ROOT = Path(__file__).resolve().parent.parent
 HERE = ROOT / "benchmarks"
 STAMP = ROOT / "build/gpu-build.json"
 PARTS = ("build", "test", "ops", "end_to_end", "sanitize", "profile")  # the most important first
@@ -39,15 +36,6 @@ RESERVE_S = 8.0  # of the budget, to write and print what was found
 TAIL_LINES = 30
 MAX_OUTPUT = 4 << 20  # bytes of a step's output that are looked at
 PYTEST_NONE = 5  # its exit status where a file has no test of the kind asked for
-
-PROBE = """
-import json, torch
-ok = torch.cuda.is_available()
-p = torch.cuda.get_device_properties(torch.cuda.current_device()) if ok else None
-print(json.dumps({"torch": torch.__version__, "cuda": torch.version.cuda, "gpu": p.name if ok else None,
-                  "capability": [p.major, p.minor] if ok else None, "gpus": torch.cuda.device_count()}))
-"""
-
 INFO = "import ddn_fast.ops; from ddn_fast import info; print(info.text())"  # imports what was built
 
 
@@ -173,7 +161,7 @@ class Run:
     def step(self, step: Step, part: str) -> dict[str, Any]:
         """Run one process; what became of it."""
         environment = os.environ | self.environment() | step.environment
-        if step.needs and shutil.which(step.needs) is None and shutil.which(step.needs, path=CUDA_BIN) is None:
+        if step.needs and program(step.needs) is None:
             return note(step, "left out", f"no {step.needs}")
         if step.name == "build" and not self.arguments.smoke and is_built(self.environment()):
             return note(step, "as it was", json.loads(STAMP.read_text())["archs"])
@@ -202,11 +190,6 @@ class Run:
         temporary = self.path.with_suffix(".tmp")
         temporary.write_text(json.dumps(self.report, indent=1) + "\n")
         temporary.replace(self.path)
-
-
-CUDA_BIN = os.pathsep.join(
-    [os.environ.get("PATH", os.defpath), str(Path(os.environ.get("CUDA_HOME", "/usr/local/cuda")) / "bin")]
-)
 
 
 def gpu_steps(part: str, work: Path, left: float, alone: bool) -> Iterator[Step]:
@@ -242,13 +225,13 @@ def gpu_steps(part: str, work: Path, left: float, alone: bool) -> Iterator[Step]
         every = [python, str(HERE / "gpu_every_op.py")]
         for tool, share in (("memcheck", 0.4), ("racecheck", 0.5), ("synccheck", 0.8)):
             options = ["--report-api-errors", "no"] if tool == "memcheck" else []  # torch asks what it need not know
-            sanitizer = [program("compute-sanitizer"), "--tool", tool, "--error-exitcode", "9", *options]
+            sanitizer = [program("compute-sanitizer") or "", "--tool", tool, "--error-exitcode", "9", *options]
             yield Step(tool, [*sanitizer, *every], 300, share, "compute-sanitizer", None, NO_CACHE)
     elif part == "profile":
-        ncu = [program("ncu"), "--profile-from-start", "off", "--clock-control", "none", "--csv", "--page", "details"]
+        ncu = [program("ncu") or "", "--profile-from-start", "off", "--clock-control", "none"]
         sections = [word for name in NCU_SECTIONS for word in ("--section", name)]
         log = ["--log-file", str(work / "ncu.csv")]
-        command = [*ncu, *sections, *log, python, str(HERE / "gpu_profile.py")]
+        command = [*ncu, *sections, "--csv", "--page", "details", *log, python, str(HERE / "gpu_profile.py")]
         yield Step("profile", command, 300, 1.0, "ncu", "ncu.csv")
 
 
@@ -341,87 +324,6 @@ def collect(work: Path, pattern: str) -> dict[str, Any]:
                 report = json.loads(path.read_text())
                 found[report["benchmark"]] = report
     return found
-
-
-def probe() -> dict[str, Any]:
-    """The machine, as torch in a process of its own and the tools on it say."""
-    found: dict[str, Any] = {"python": platform.python_version(), "platform": platform.platform()}
-    try:
-        done = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True, timeout=120, check=True)
-        found |= json.loads(done.stdout.splitlines()[-1])
-    except (OSError, subprocess.SubprocessError, ValueError, IndexError) as error:
-        found["error"] = str(getattr(error, "stderr", None) or error)[-500:]
-    for tool, option in (("nvcc", "--version"), ("cmake", "--version"), ("ninja", "--version"), ("g++", "--version")):
-        found[tool] = version(tool, option)
-    return found | {"nvidia_smi": nvidia_smi()}
-
-
-def version(tool: str, option: str) -> str | None:
-    """The last line but blank ones of what a tool says of itself, of g++ and cmake the first."""
-    where = shutil.which(tool) or shutil.which(tool, path=CUDA_BIN)
-    if where is None:
-        return None
-    with contextlib.suppress(OSError, subprocess.SubprocessError, IndexError):
-        lines = subprocess.run([where, option], capture_output=True, text=True, timeout=30).stdout.split("\n")
-        lines = [line for line in lines if line.strip()]
-        return lines[-1 if tool == "nvcc" else 0]
-    return None
-
-
-def program(name: str) -> str:
-    """Where a program of the CUDA toolkit is; its name where it is nowhere."""
-    return shutil.which(name) or shutil.which(name, path=CUDA_BIN) or name
-
-
-def nvidia_smi() -> str | None:
-    """Driver, clocks, temperature and power now."""
-    query = "name,driver_version,clocks.sm,clocks.mem,clocks.max.sm,temperature.gpu,power.draw,memory.used"
-    with contextlib.suppress(OSError, subprocess.SubprocessError):
-        command = ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader"]
-        return subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout.strip() or None
-    return None
-
-
-def git(*arguments: str) -> str | None:
-    """What git says of the sources; None without it."""
-    with contextlib.suppress(OSError, subprocess.SubprocessError):
-        command = ["git", "-C", str(ROOT), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout.strip() or None
-    return None
-
-
-def slug(name: str) -> str:
-    """For file names, as in ``nvidia-h200``."""
-    return "-".join("".join(c if c.isalnum() and c.isascii() else " " for c in name.lower()).split())
-
-
-def arch_of(major: int, minor: int) -> str:
-    """As TORCH_CUDA_ARCH_LIST has it; Hopper with what is its own."""
-    return f"{major}.{minor}" + "a" * ((major, minor) == (9, 0))
-
-
-def fingerprint() -> str:
-    """Of everything that is compiled or run, whatever git knows."""
-    digest = hashlib.sha256()
-    names = ["CMakeLists.txt", "setup.py", "pyproject.toml"]
-    for folder in ("csrc", "cmake", "ddn_fast", "benchmarks", "tests"):
-        names += [
-            str(path.relative_to(ROOT))
-            for path in (ROOT / folder).rglob("*")
-            if path.suffix in (".py", ".h", ".cpp", ".cu", ".cuh", ".cmake", ".txt") and path.is_file()
-        ]
-    for name in sorted(names):
-        digest.update(name.encode() + b"\0" + (ROOT / name).read_bytes())
-    return digest.hexdigest()[:16]
-
-
-def build_fingerprint() -> str:
-    """Of what is compiled."""
-    digest = hashlib.sha256()
-    sources = [p for folder in ("csrc", "cmake") for p in sorted((ROOT / folder).rglob("*")) if p.is_file()]
-    for path in [*sources, ROOT / "CMakeLists.txt", ROOT / "setup.py"]:
-        digest.update(str(path.relative_to(ROOT)).encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()[:16]
 
 
 def stamp(environment: dict[str, str]) -> dict[str, Any]:

@@ -10,7 +10,6 @@ encoded while the scores of this one are read, and label maps are waited for whe
 from __future__ import annotations
 
 import contextlib
-import difflib
 import itertools
 import os
 from collections import deque
@@ -31,11 +30,11 @@ from .config import NetConfig
 from .drawing import overlay
 from .errors import ImageError, InputError, NumericsError
 from .images import Array, as_image, network_input, save_mask
+from .labels import Labels, pair_labels
 from .plan import Passes, identify, passes_of, plan_passes
 from .runtime import Runtime
 
 Source = str | Path | NDArray[Any]
-Labels = str | Iterable[str] | Iterable[Iterable[str] | None] | None
 
 MAX_PASSES = 16  # how many passes run through the decoder together, where the runtime names no other number
 _DECODERS = 2  # threads that read images ahead of the network
@@ -205,7 +204,7 @@ class Segmenter:
             images = [images]  # type: ignore[list-item]
         elif not isinstance(images, Iterable):
             raise InputError(f"images: wanted paths or HxWx3 uint8 arrays, got {type(images).__name__}")
-        pairs = _pair_labels(images, labels, self.config.classes)
+        pairs = pair_labels(images, labels, self.config.classes)
         return self._segment_pairs(pairs, float(threshold), batch_size, on_error == "keep")
 
     def run(self, batches: Iterable[Inputs], threshold: float = 0.5) -> Iterator[list[Labelled]]:
@@ -338,60 +337,6 @@ class _Planes:
             self._rest = chunk[count:] if len(chunk) > count else None
             count -= len(parts[-1])
         return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-
-def class_indices(names: str | Iterable[str], classes: Sequence[str]) -> list[int]:
-    """Indices of class names, ascending, repeats once; InputError with the closest names on an unknown one."""
-    names = [names] if isinstance(names, str) else list(names)
-    for name in names:
-        if name not in classes:
-            close = difflib.get_close_matches(str(name), classes, n=3)
-            hint = f"did you mean {' or '.join(close)}?" if close else f"known are {', '.join(classes)}"
-            raise InputError(f"labels: unknown class {name!r}; {hint}")
-    return sorted({classes.index(name) for name in names})
-
-
-def _pair_labels(
-    images: Iterable[Source], labels: Labels, classes: Sequence[str]
-) -> Iterator[tuple[Source, list[int] | None]]:
-    """Each image with the class indices named for it; names given as a list are checked here and now."""
-    if labels is None:
-        return ((image, None) for image in images)
-    if not isinstance(labels, Iterable):
-        raise InputError(f"labels: wanted class names, got {type(labels).__name__}")
-    if isinstance(labels, str):
-        labels = [labels]
-    chosen: Iterable[list[int] | None]
-    if isinstance(labels, Sequence | set | frozenset):
-        if all(isinstance(entry, str) for entry in labels):
-            if not labels and not (isinstance(images, Sequence) and not images):
-                raise InputError("labels: wanted at least one class name, got an empty list")
-            everywhere = class_indices(labels, classes)
-            return ((image, everywhere) for image in images)
-        chosen = [_indices_of_image(entry, classes) for entry in labels]
-        if isinstance(images, Sequence | np.ndarray) and len(images) != len(chosen):
-            raise InputError(f"labels: wanted one list for each of {len(images)} images, got {len(chosen)}")
-    else:
-        chosen = (_indices_of_image(entry, classes) for entry in labels)
-    return _zip_labels(images, chosen)
-
-
-def _indices_of_image(entry: Any, classes: Sequence[str]) -> list[int] | None:
-    if entry is None:
-        return None
-    if isinstance(entry, str) or not isinstance(entry, Iterable):
-        raise InputError(f"labels: wanted class names only, or one list of them (or None) per image; got {entry!r}")
-    return class_indices(entry, classes)
-
-
-def _zip_labels(
-    images: Iterable[Source], chosen: Iterable[list[int] | None]
-) -> Iterator[tuple[Source, list[int] | None]]:
-    missing = object()
-    for image, names in itertools.zip_longest(images, chosen, fillvalue=missing):
-        if image is missing or names is missing:
-            raise InputError(f"labels: wanted one list per image, got more {'lists' if image is missing else 'images'}")
-        yield image, names  # type: ignore[misc]
 
 
 def at_least_float32(x: Tensor) -> Tensor:

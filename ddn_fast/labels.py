@@ -1,0 +1,69 @@
+"""Class names that a caller gives with images, as class indices of each image."""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from .errors import InputError
+
+Labels = str | Iterable[str] | Iterable[Iterable[str] | None] | None
+
+
+def class_indices(names: str | Iterable[str], classes: Sequence[str]) -> list[int]:
+    """Indices of class names, ascending, repeats once; InputError with the closest names on an unknown one."""
+    names = [names] if isinstance(names, str) else list(names)
+    for name in names:
+        if name not in classes:
+            close = difflib.get_close_matches(str(name), classes, n=3)
+            hint = f"did you mean {' or '.join(close)}?" if close else f"known are {', '.join(classes)}"
+            raise InputError(f"labels: unknown class {name!r}; {hint}")
+    return sorted({classes.index(name) for name in names})
+
+
+def pair_labels(
+    images: Iterable[Any], labels: Labels, classes: Sequence[str]
+) -> Iterator[tuple[Any, list[int] | None]]:
+    """Each image with the class indices named for it, None where none are; what is a list is checked here and now.
+
+    images: anything, one by one. Raises InputError on unknown names and lists that do not fit, of streams on the way.
+    """
+    if labels is None:
+        return ((image, None) for image in images)
+    if not isinstance(labels, Iterable):
+        raise InputError(f"labels: wanted class names, got {type(labels).__name__}")
+    if isinstance(labels, str):
+        labels = [labels]
+    chosen: Iterable[list[int] | None]
+    if isinstance(labels, Sequence | set | frozenset):
+        if all(isinstance(entry, str) for entry in labels):
+            if not labels and not (isinstance(images, Sequence) and not images):
+                raise InputError("labels: wanted at least one class name, got an empty list")
+            everywhere = class_indices(labels, classes)
+            return ((image, everywhere) for image in images)
+        chosen = [_indices_of_image(entry, classes) for entry in labels]
+        if isinstance(images, Sequence | np.ndarray) and len(images) != len(chosen):
+            raise InputError(f"labels: wanted one list for each of {len(images)} images, got {len(chosen)}")
+    else:
+        chosen = (_indices_of_image(entry, classes) for entry in labels)
+    return _zip_labels(images, chosen)
+
+
+def _indices_of_image(entry: Any, classes: Sequence[str]) -> list[int] | None:
+    if entry is None:
+        return None
+    if isinstance(entry, str) or not isinstance(entry, Iterable):
+        raise InputError(f"labels: wanted class names only, or one list of them (or None) per image; got {entry!r}")
+    return class_indices(entry, classes)
+
+
+def _zip_labels(images: Iterable[Any], chosen: Iterable[list[int] | None]) -> Iterator[tuple[Any, list[int] | None]]:
+    missing = object()
+    for image, names in itertools.zip_longest(images, chosen, fillvalue=missing):
+        if image is missing or names is missing:
+            raise InputError(f"labels: wanted one list per image, got more {'lists' if image is missing else 'images'}")
+        yield image, names  # type: ignore[misc]
