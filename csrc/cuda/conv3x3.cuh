@@ -24,6 +24,7 @@
 
 #include "cuda/conv3x3_end.cuh"
 #include "cuda/conv3x3_input.cuh"
+#include "cuda/conv3x3_slices.cuh"
 
 namespace ddn {
 
@@ -62,51 +63,6 @@ struct Conv3x3Weights {
     return outputs / 4 * 1024 + pair * 64 + ((outputs % 4 ^ (pair & 2)) << 4);
   }
 };
-
-// Slices of one tile leave their sums; the last to do so adds them up in the order of the slices and returns true.
-template <class Tile>
-DDN_DEVICE bool gather_slices(const Conv3x3Launch& p, Conv3x3Sums<Tile>& sums, Shared memory) {
-  constexpr int kAcross = Tile::kGroups * 4, kFour = Tile::kRowTiles * kAcross;
-  const int64_t tile = blockIdx.x + static_cast<int64_t>(gridDim.x) * blockIdx.y;
-  float* const first = p.sums + (tile * p.slices * kFour * Tile::kThreads + threadIdx.x) * 4;
-  const int64_t slice = static_cast<int64_t>(kFour) * Tile::kThreads * 4;
-  DDN_UNROLL
-  for (int i = 0; i < Tile::kRowTiles; ++i) {
-    DDN_UNROLL
-    for (int j = 0; j < kAcross; ++j) {
-      uint4 bits;
-      memcpy(&bits, sums[i][j], sizeof bits);
-      store16(first + blockIdx.z * slice + (i * kAcross + j) * Tile::kThreads * 4, bits);
-    }
-  }
-  fence();
-  synchronize_block();
-  if (threadIdx.x == 0) store_shared4(memory, add_one(p.arrived + tile));
-  synchronize_block();
-  const bool last = load_shared4(memory) == static_cast<uint32_t>(p.slices - 1);
-  synchronize_block();  // `memory` is the score's next
-  if (!last) return false;
-  fence();
-  DDN_UNROLL
-  for (int begin = 0; begin < Tile::kRowTiles; begin += 2) {  // more loads in flight would not fit the registers
-    constexpr int kRows = Tile::kRowTiles;
-    const int end = begin + 2 < kRows ? begin + 2 : kRows;
-    DDN_UNROLL
-    for (int i = begin; i < end; ++i) memset(sums[i], 0, sizeof sums[i]);
-    DDN_NO_UNROLL
-    for (int s = 0; s < p.slices; ++s) {
-      DDN_UNROLL
-      for (int e = begin * kAcross; e < end * kAcross; ++e) {
-        const uint4 bits = load16_shared_by_blocks(first + s * slice + e * Tile::kThreads * 4);
-        float share[4];
-        memcpy(share, &bits, sizeof bits);
-        DDN_UNROLL
-        for (int k = 0; k < 4; ++k) sums[e / kAcross][e % kAcross][k] += share[k];
-      }
-    }
-  }
-  return true;
-}
 
 template <class Tile>
 DDN_GLOBAL void DDN_LAUNCH_BOUNDS(Tile::kThreads, 2) conv3x3_kernel(const Conv3x3Launch p) {
@@ -186,7 +142,10 @@ DDN_GLOBAL void DDN_LAUNCH_BOUNDS(Tile::kThreads, 2) conv3x3_kernel(const Conv3x
   wait_for_copies<0>();
   synchronize_block();  // shared memory is free
 
-  if (p.slices > 1 && !gather_slices<Tile>(p, sums, memory)) return;
+  constexpr int kAcross = Tile::kGroups * 4, kFours = Tile::kRowTiles * kAcross;
+  const auto four = [&](int k) { return sums[k / kAcross][k % kAcross]; };
+  const auto synchronize = [] { synchronize_block(); };
+  if (p.slices > 1 && !gather_slices<kFours, 2 * kAcross, Tile::kThreads>(p, four, memory, thread, synchronize)) return;
   const Conv3x3End<Tile> out(p, Conv3x3Place::of<Tile>(p, not_before(x), not_before(y)), not_before(thread));
   if (p.score)
     out.score(sums, memory);

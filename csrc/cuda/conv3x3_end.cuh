@@ -12,15 +12,16 @@ namespace ddn {
 template <class Tile>
 using Conv3x3Sums = float[Tile::kRowTiles][Tile::kGroups * 4][4];
 
-// Eight channels and which of the pixels compared so far each came from.
+// Two channels a word, and which of the pixels compared so far each came from.
+template <int WORDS>
 struct Winners {
-  uint32_t value[4];
+  uint32_t value[WORDS];
   uint32_t codes;  // channel k in bits 2k and 2k+1
 
   // After ReLU, 16-bit floats order as unsigned integers do. The first of equals stays.
   DDN_DEVICE void against(const Winners& other) {
     DDN_UNROLL
-    for (int w = 0; w < 4; ++w) {
+    for (int w = 0; w < WORDS; ++w) {
       const uint32_t mine = value[w], theirs = other.value[w];
       const bool low = (theirs & 0xffffu) > (mine & 0xffffu), high = theirs >> 16 > mine >> 16;
       const uint32_t values = (low ? 0xffffu : 0u) | (high ? 0xffff0000u : 0u);
@@ -115,7 +116,7 @@ struct Conv3x3End {
       load_eight(bias, p.bias, first);
       DDN_UNROLL
       for (int i = 0; i < Tile::kRowTiles; ++i) {
-        Winners best, other;
+        Winners<4> best, other;
         narrow_eight(best.value, sums, i, group, 0, bias);
         narrow_eight(other.value, sums, i, group, 1, bias);
         best.codes = 0x0000u, other.codes = 0x5555u;

@@ -23,6 +23,16 @@ struct GridWalk {
   }
 };
 
+// Of eight channels those whose switch is `position`, zeros for the others. Channel k's switch: bits 2k and 2k+1.
+DDN_DEVICE uint4 switched_to(int position, const uint4& values, uint32_t codes) {
+  const uint32_t different = codes ^ 0x5555u * static_cast<uint32_t>(position);
+  const uint32_t same = ~(different | different >> 1);  // bit 2k: channel k belongs here
+  const auto mask = [same](int k) {
+    return (same >> 2 * k & 1u) * 0xffffu | (same >> (2 * k + 2) & 1u) * 0xffff0000u;
+  };
+  return {values.x & mask(0), values.y & mask(2), values.z & mask(4), values.w & mask(6)};
+}
+
 template <class Tile>
 struct MapInput {
   const Conv3x3Launch& p;
@@ -115,13 +125,7 @@ struct PooledInput {
       for (int position = 0; position < 4; ++position) {
         const int row = 2 * at.row - 1 + position / 2, column = 2 * at.column - 1 + position % 2;
         if (row < 0 || row > 2 * p.rows + 1 || column < 0 || column > 2 * p.columns + 1) continue;
-        const uint32_t different = codes ^ 0x5555u * static_cast<uint32_t>(position);
-        const uint32_t same = ~(different | different >> 1);  // bit 2k: channel k belongs here
-        const auto mask = [same](int k) {
-          return (same >> 2 * k & 1u) * 0xffffu | (same >> (2 * k + 2) & 1u) * 0xffff0000u;
-        };
-        const uint4 here = {values.x & mask(0), values.y & mask(2), values.z & mask(4), values.w & mask(6)};
-        store_shared16(buffer + slot_offset(row * p.pitch + column, part), here);
+        store_shared16(buffer + slot_offset(row * p.pitch + column, part), switched_to(position, values, codes));
       }
     }
   }

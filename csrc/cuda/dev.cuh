@@ -31,8 +31,15 @@ DDN_DEVICE uint4 load16(const void* at) {
 DDN_DEVICE uint4 load16_shared_by_blocks(const void* at) {
   return __ldcg(static_cast<const uint4*>(at));
 }
+// Two bytes at a 2-byte boundary, likewise.
+DDN_DEVICE uint32_t load2(const void* at) {
+  return __ldg(static_cast<const uint16_t*>(at));
+}
 DDN_DEVICE void store16(void* at, uint4 value) {
   *static_cast<uint4*>(at) = value;
+}
+DDN_DEVICE void store4(void* at, uint32_t value) {
+  *static_cast<uint32_t*>(at) = value;
 }
 // A violated contract that would touch memory of others: the launch fails, as torch's own indexing does.
 DDN_DEVICE void require(bool holds) {
