@@ -45,6 +45,10 @@ int64_t conv3x3_workspace_bytes(const Conv3x3Params& p);
 int64_t class_gate_workspace_bytes(const ClassGateParams& p);
 int64_t merge_scores_workspace_bytes(const MergeScoresParams& p);
 
+// The matrix instructions that the current device's kernels use here and now: mma, or wgmma where sm_90a was built and
+// the device has it, but not above the environment variable DDN_MAX_CUDA_ISA; null where there is no device.
+const char* isa_name();
+
 const char* error_text(int error);
 // True when `error` means that the library holds no code for this GPU.
 bool is_missing_code(int error);

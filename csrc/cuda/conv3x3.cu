@@ -1,10 +1,11 @@
-// conv3x3: the layers of a stage, one launch each; conv3x3.cuh holds the kernel. Between them maps lie in the
-// workspace:
+// conv3x3: the layers of a stage, one launch each; conv3x3.cuh holds the portable kernel, conv3x3_wgmma.cuh that of
+// sm_90a, and by_wgmma() says which layers are whose. Between layers maps lie in the workspace:
 //   [counters of the tiles in slices | sums of the slices | two maps, in turn].
 #include <algorithm>
 #include <vector>
 
 #include "cuda/conv3x3_layer.cuh"
+#include "cuda/isa.h"
 
 namespace ddn {
 
@@ -38,10 +39,10 @@ bool is_aligned(const void* at, uintptr_t bytes) {
   return reinterpret_cast<uintptr_t>(at) % bytes == 0;
 }
 
-// How a stage is run on a device of so many multiprocessors, and what it needs.
+// How a stage is run on a device of so many multiprocessors with these instructions, and what it needs.
 class Stage {
  public:
-  Stage(const Conv3x3Params& p, int multiprocessors) : p_(p), multiprocessors_(multiprocessors) {
+  Stage(const Conv3x3Params& p, int multiprocessors, Isa isa) : p_(p), multiprocessors_(multiprocessors), isa_(isa) {
     int64_t counters = 0, sums = 0, map = 0;
     for (int64_t l = 0; l < p.layer_count; ++l) {
       const Conv3x3Layer& layer = p.layers[l];
@@ -84,10 +85,7 @@ class Stage {
       }
       if (!ends_in_y(l)) launch.y = reinterpret_cast<uint16_t*>(maps[l % 2]);
       launch.wide_output = launch.out_channels % 8 == 0 && is_aligned(launch.y, 16);
-      const bool bfloat16 = p_.dtype == Dtype::bfloat16;
-      if (const int error = (bfloat16 ? conv3x3_layer_bfloat16 : conv3x3_layer_float16)(
-              launch, plan, input_of(l), static_cast<int>(p_.maps), stream))
-        return error;
+      if (const int error = run_layer(launch, plan, input_of(l), stream)) return error;
       x = launch.y;
     }
     return p_.score && !score_in_kernel() ? score_pixels(x, stream) : cudaSuccess;
@@ -101,6 +99,25 @@ class Stage {
     return 9 * layer.in_channels <= kBlock;
   }
 
+  int run_layer(const Conv3x3Launch& launch, const Conv3x3Plan& plan, Conv3x3Input input, Stream stream) const {
+    const int maps = static_cast<int>(p_.maps);
+    const bool bfloat16 = p_.dtype == Dtype::bfloat16;
+#ifdef DDN_HAVE_WGMMA
+    if (is_wgmma(plan.kind))
+      return (bfloat16 ? conv3x3_wgmma_layer_bfloat16 : conv3x3_wgmma_layer_float16)(launch, plan, maps, stream);
+#endif
+    return (bfloat16 ? conv3x3_layer_bfloat16 : conv3x3_layer_float16)(launch, plan, input, maps, stream);
+  }
+
+  // The kernel of sm_90a takes channels in eights, of pooled maps in blocks of 32, at aligned addresses.
+  bool by_wgmma(int64_t l) const {
+    const Conv3x3Layer& layer = p_.layers[l];
+    if (isa_ != Isa::wgmma || is_image(layer) || layer.in_channels % 8 || layer.out_channels % 8) return false;
+    if (l == 0 && !is_aligned(p_.x, 16)) return false;
+    if (l == 0 && p_.switches && (layer.in_channels % 32 || !is_aligned(p_.switches, 8))) return false;
+    if (!ends_in_y(l)) return true;
+    return p_.score ? layer.out_channels <= tile_size(Conv3x3TileKind::tall).outputs : is_aligned(p_.y, 16);
+  }
   Conv3x3Input input_of(int64_t l) const {
     if (l == 0 && p_.switches) return Conv3x3Input::pooled;
     return is_image(p_.layers[l]) ? Conv3x3Input::image : Conv3x3Input::map;
@@ -108,6 +125,9 @@ class Stage {
   Conv3x3Plan make_plan(int64_t l) const {
     const Conv3x3Layer& layer = p_.layers[l];
     const bool image = is_image(layer);
+    if (by_wgmma(l))
+      return plan_conv3x3_wgmma(p_.maps, p_.height, p_.width, layer.out_channels, plan::up(layer.in_channels, kBlock),
+                                multiprocessors_);
     Conv3x3Plan plan = plan_conv3x3(p_.maps, p_.height, p_.width, layer.out_channels,
                                     image ? 1 : plan::up(layer.in_channels, kBlock), image ? 1 : 9, multiprocessors_);
     if (l == p_.layer_count - 1 && p_.score && plan.out_tiles > 1 && score_in_kernel())
@@ -129,7 +149,7 @@ class Stage {
     const bool last = l == p_.layer_count - 1;
     Conv3x3Launch launch{};
     launch.x = static_cast<const uint16_t*>(x);
-    launch.switches = p_.switches;
+    launch.switches = l == 0 ? p_.switches : nullptr;
     launch.image_of_pass = p_.image_of_pass;
     launch.weight = static_cast<const uint32_t*>(layer.weight);
     launch.bias = layer.bias;
@@ -171,6 +191,7 @@ class Stage {
 
   const Conv3x3Params& p_;
   int multiprocessors_;
+  Isa isa_;
   std::vector<Conv3x3Plan> plans_;
   int64_t counter_bytes_ = 0, sum_bytes_ = 0, map_bytes_ = 0;
   bool fits_ = true;
@@ -180,8 +201,9 @@ class Stage {
 
 int64_t conv3x3_workspace_bytes(const Conv3x3Params& p) {
   int count = 0;
-  if (multiprocessors(count)) return -1;
-  const Stage stage(p, count);
+  Isa found{};
+  if (multiprocessors(count) || isa(found)) return -1;
+  const Stage stage(p, count, found);
   return stage.fits() ? stage.bytes() : -1;
 }
 
@@ -189,8 +211,10 @@ int conv3x3(const Conv3x3Params& p, Stream stream) {
   if (p.dtype != Dtype::bfloat16 && p.dtype != Dtype::float16) return cudaErrorInvalidValue;
   if (p.maps == 0) return cudaSuccess;
   int count = 0;
+  Isa found{};
   if (const cudaError_t error = multiprocessors(count)) return error;
-  const Stage stage(p, count);
+  if (const int error = isa(found)) return error;
+  const Stage stage(p, count, found);
   return stage.fits() ? stage.run(stream) : cudaErrorInvalidValue;
 }
 

@@ -31,10 +31,6 @@ DDN_DEVICE uint4 load16(const void* at) {
 DDN_DEVICE uint4 load16_shared_by_blocks(const void* at) {
   return __ldcg(static_cast<const uint4*>(at));
 }
-// Two bytes at a 2-byte boundary, likewise.
-DDN_DEVICE uint32_t load2(const void* at) {
-  return __ldg(static_cast<const uint16_t*>(at));
-}
 DDN_DEVICE void store16(void* at, uint4 value) {
   *static_cast<uint4*>(at) = value;
 }
@@ -52,10 +48,19 @@ DDN_DEVICE double exponential(double x) {
   return exp(x);
 }
 
-// Host side. More than 48 KiB of shared memory must be asked for, on each device.
+// Host side. More than 48 KiB of shared memory must be asked for, on each device; and that as many blocks share a
+// multiprocessor as its shared memory can hold.
 template <class Kernel>
 inline cudaError_t allow_shared_memory(Kernel kernel, int bytes) {
-  return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+  if (const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes))
+    return error;
+  return cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared);
+}
+inline cudaError_t compute_capability(int& major, int& minor) {
+  int device = 0;
+  if (const cudaError_t error = cudaGetDevice(&device)) return error;
+  if (const cudaError_t error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device)) return error;
+  return cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
 }
 inline cudaError_t multiprocessors(int& count) {
   int device = 0;

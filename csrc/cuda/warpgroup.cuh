@@ -23,7 +23,9 @@ DDN_DEVICE constexpr uint64_t descriptor_of(uint32_t start, uint32_t of_eight_va
 
 }  // namespace ddn
 
-#ifndef DDN_EMU
+#ifdef DDN_EMU
+#include "emu/warpgroup.h"
+#else
 
 namespace ddn {
 

@@ -56,6 +56,9 @@ inline uint4 load16_shared_by_blocks(const void* at) {
 inline void store16(void* at, uint4 value) {
   emu::write(at, value);
 }
+inline void store4(void* at, uint32_t value) {
+  emu::write(at, value);
+}
 inline void require(bool holds) {
   if (!holds) emu::die("contract violated");
 }
@@ -68,6 +71,10 @@ inline double exponential(double x) {
 
 template <class Kernel>
 cudaError_t allow_shared_memory(Kernel, int) {
+  return cudaSuccess;
+}
+inline cudaError_t compute_capability(int& major, int& minor) {
+  major = emu::options.capability / 10, minor = emu::options.capability % 10;
   return cudaSuccess;
 }
 inline cudaError_t multiprocessors(int& count) {
@@ -107,12 +114,15 @@ inline uint32_t load_shared2(Shared at) {
 }
 inline void store_shared16(Shared at, uint4 value) {
   emu::write(at, value);
+  emu::wrote(at, sizeof value);
 }
 inline void store_shared4(Shared at, uint32_t value) {
   emu::write(at, value);
+  emu::wrote(at, sizeof value);
 }
 inline void store_shared2(Shared at, uint32_t value) {
   emu::write(at, static_cast<uint16_t>(value));
+  emu::wrote(at, 2);
 }
 
 inline int not_before(int value) {
@@ -124,10 +134,13 @@ void copy_async(Shared to, const void* from, bool wanted) {
   emu::require_aligned(to, BYTES);
   emu::require_aligned(from, BYTES);
   const emu::Copy copy{to, wanted ? from : nullptr, BYTES};
-  if (emu::options.eager_copies)
+  if (emu::options.eager_copies) {
     copy.land();
-  else
+    emu::wrote(to, BYTES);
+  } else {
+    std::memset(to, 0xff, BYTES);
     emu::self().open.push_back(copy);
+  }
 }
 inline void commit_copies() {
   emu::self().groups.push_back(std::move(emu::self().open));
@@ -137,7 +150,7 @@ template <int PENDING>
 void wait_for_copies() {
   auto& groups = emu::self().groups;
   for (; groups.size() > PENDING; groups.pop_front())
-    for (const emu::Copy& copy : groups.front()) copy.land();
+    for (const emu::Copy& copy : groups.front()) copy.land(), emu::wrote(copy.to, copy.bytes);
 }
 
 inline uint32_t shuffle_xor(uint32_t value, unsigned lanes) {
