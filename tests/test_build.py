@@ -12,10 +12,13 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 CSRC = ROOT / "csrc"
-KERNELS = sorted(path.stem for path in (CSRC / "cuda").glob("*.cu") if path.stem != "errors")
+KERNELS = sorted(path.stem for path in (CSRC / "cuda").glob("*.cu") if path.stem not in ("errors", "isa"))
 POOLING = ("gather2x2", "max_pool2x2", "max_unpool2x2")
 # at most, of a thread: what lets as many blocks share a multiprocessor as the kernel's header says
-REGISTERS = {"class_gate": 128, "conv3x3_bfloat16": 255, "conv3x3_float16": 255}
+REGISTERS = {
+    **dict.fromkeys(("class_gate", "conv3x3_wgmma_bfloat16", "conv3x3_wgmma_float16"), 128),
+    **dict.fromkeys(("conv3x3_bfloat16", "conv3x3_float16"), 255),
+}
 DEFAULT_ARCHS = "80-real;86-real;89-real;90a-real;100-real;80-virtual"
 
 
@@ -169,7 +172,9 @@ def nvcc_archs(cmake: str, nvcc: str) -> list[str]:
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_kernels_compile_for_every_arch_without_spills(cmake: str, nvcc: str, kernel: str, tmp_path: Path) -> None:
     wanted = [arch.removesuffix("-real") for arch in nvcc_archs(cmake, nvcc) if arch.endswith("-real")]
-    if kernel == "conv3x3_float16":  # the source is that of conv3x3_bfloat16, which takes its time
+    if "wgmma" in kernel:
+        wanted = [arch for arch in wanted if arch == "90a"]
+    elif kernel == "conv3x3_float16":  # the source is that of conv3x3_bfloat16, which takes its time
         wanted = wanted[:1]
     targets = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in wanted]
     source = CSRC / f"cuda/{kernel}.cu"
@@ -179,6 +184,7 @@ def test_kernels_compile_for_every_arch_without_spills(cmake: str, nvcc: str, ke
     compiled = re.findall(r"Compiling entry function '\w+' for 'sm_(\w+)'", output)
     assert set(compiled) == set(wanted)
     assert set(re.findall(r"(\d+) bytes (?:stack frame|spill stores|spill loads)", output)) == {"0"}
+    assert "C75" not in output  # products that wait for each other, registers that are not handed over
     registers = [int(count) for count in re.findall(r"Used (\d+) registers", output)]
     assert len(registers) == len(compiled)
     assert max(registers) <= REGISTERS.get(kernel, 96)
@@ -216,6 +222,26 @@ def test_convolution_multiplies_matrices_from_asynchronous_copies(
         assert entry.count("cp.async.cg.shared.global") >= 2
 
 
+@pytest.mark.parametrize(("dtype", "type_name"), [("bfloat16", "bf16"), ("float16", "f16")])
+def test_convolution_of_sm_90a_multiplies_matrices_of_a_warpgroup(
+    nvcc: str, dtype: str, type_name: str, tmp_path: Path
+) -> None:
+    ptx = tmp_path / "kernel.ptx"
+    flags = ["-std=c++17", "-O3", f"-I{CSRC}", "-arch=compute_90a", "-ptx"]
+    status, output = run(nvcc, *flags, CSRC / f"cuda/conv3x3_wgmma_{dtype}.cu", "-o", ptx)
+    assert status == 0, output
+    entries = re.split(r"\.entry ", ptx.read_text())[1:]
+    found = set()
+    for entry in entries:
+        products = re.findall(rf"wgmma\.mma_async\.sync\.aligned\.m64n(\d+)k16\.f32\.{type_name}\.{type_name}", entry)
+        found.add((products[0], len(products)))
+        assert len(set(products)) == 1
+        assert entry.count("cp.async.bulk.shared::cluster.global.mbarrier") >= 1
+        assert entry.count("fence.proxy.async") == 2  # for either input
+    # per 32 channels of three taps: two halves times the tile's strips
+    assert found == {("160", 6 * 2), ("64", 6 * 5), ("80", 6 * 3)}
+
+
 @pytest.fixture(scope="module")
 def machine_code() -> list[str]:
     """The installed extension's functions for GPUs, disassembled."""
@@ -243,4 +269,19 @@ def test_installed_convolutions_multiply_matrices_in_machine_code(machine_code: 
         assert function.count("HMMA.16816.F32") >= 40, function.split("\n")[0]
         assert "LDSM.16.M88.4" in function, function.split("\n")[0]
         assert "LDGSTS" in function, function.split("\n")[0]
+        assert not re.search(r"\b(LDL|STL)\b", function), function.split("\n")[0]  # spills
+
+
+def test_installed_convolutions_of_sm_90a_keep_products_in_flight(machine_code: list[str]) -> None:
+    convolutions = [function for function in machine_code if "conv3x3_wgmma_kernel" in function.split("\n")[0]]
+    from ddn_fast import _C
+
+    if not any(arch.startswith("90a") for arch in _C.build_info()["cuda_archs"]):
+        pytest.skip("built without sm_90a")
+    assert convolutions
+    for function in convolutions:
+        assert len(re.findall(r"HGMMA\.64x(?:160|64|80)x16\.F32", function)) >= 12, function.split("\n")[0]
+        # begun once a tap, waited for once a tap and at the end
+        assert function.count("WARPGROUP.ARRIVE") == 3, function.split("\n")[0]
+        assert function.count("WARPGROUP.DEPBAR") == 4, function.split("\n")[0]
         assert not re.search(r"\b(LDL|STL)\b", function), function.split("\n")[0]  # spills

@@ -1,19 +1,21 @@
-// conv3x3, one layer, for sm_90a: what conv3x3.cuh computes (SPEC sections 2 and 6, identities 5 and 7 to 9), by products
-// of warpgroups. Same parameters, same weights, same inputs but the image, same ends.
+// conv3x3, one layer, for sm_90a: what conv3x3.cuh computes (SPEC sections 2 and 6, identities 5 and 7 to 9), by
+// products of warpgroups. Same parameters, same weights, same inputs but the image, same ends.
 //
-//   sums [64 outputs, pixels] += weights [64 outputs, 16 channels] @ x [16 channels, pixels]    per tap, per 16 channels
+//   sums [64 outputs, pixels] += weights [64 outputs, 16 channels] @ x [16 channels, pixels]    per tap, per 16
+//   channels
 //
-// Weights are the left side, in registers: a word of the pairs layout, two neighbouring inputs of one output, is a word of
-// a left fragment, so the one layout serves both kernels. Row r of a warp's 16 is output 2*r, row r+8 the next. Lanes
-// whose pairs would meet in a bank (pair and pair + 2 lie 128 bytes apart) load their two outputs in opposite order.
-// Pixels are the right side, in shared memory without swizzling: 8 neighbouring pixels of a row times 8 channels, 16 bytes
-// each, are a core matrix, contiguous, so free of bank conflicts wherever it begins; a tap is nothing but an offset of
-// whole slots of 16 bytes, which the descriptor's start may have. (A swizzled row of 64 channels would put the tap's
-// offset into the swizzling's phase.) The tile is strips, 8 pixels wide and `kRows` high: one product of N = 8 * kRows.
+// Weights are the left side, in registers: a word of the pairs layout, two neighbouring inputs of one output, is a word
+// of a left fragment, so the one layout serves both kernels. Row r of a warp's 16 is output 2*r, row r+8 the next.
+// Lanes whose pairs would meet in a bank (pair and pair + 2 lie 128 bytes apart) load their two outputs in opposite
+// order. Pixels are the right side, in shared memory without swizzling: 8 neighbouring pixels of a row times 8
+// channels, 16 bytes each, are a core matrix, contiguous, so free of bank conflicts wherever it begins; a tap is
+// nothing but an offset of whole slots of 16 bytes, which the descriptor's start may have. (A swizzled row of 64
+// channels would put the tap's offset into the swizzling's phase.) The tile is strips, 8 pixels wide and `kRows` high:
+// one product of N = 8 * kRows.
 //
-// Block: 256 threads, a tile of pixels by 64 outputs (conv3x3_plan.h), blockIdx as in conv3x3.cuh. Warps 0 to 3 multiply;
-// warps 4 to 6 bring pixels, 32 channels at a time, warp 7 weights, by bulk copies, a row of the kernel at a time
-// (conv3x3_wgmma_input.cuh). Two blocks share a multiprocessor: while one begins or ends, the other multiplies.
+// Block: 256 threads, a tile of pixels by 64 outputs (conv3x3_plan.h), blockIdx as in conv3x3.cuh. Warps 0 to 3
+// multiply; warps 4 to 6 bring pixels, 32 channels at a time, warp 7 weights, by bulk copies, a row of the kernel at a
+// time (conv3x3_wgmma_input.cuh). Two blocks share a multiprocessor: while one begins or ends, the other multiplies.
 //
 // Bytes through shared memory in the time of one product m64nNk16, N/2 cycles of the matrix units, tile of P pixels:
 //   right side                          32 N             64 bytes a cycle

@@ -2,9 +2,9 @@
 // pooling and switches; or a 1x1 convolution to one channel.
 //
 // Rows of the products are outputs, so permuted (conv3x3_wgmma.cuh) that a lane holds two neighbouring ones, 2*(lane/4)
-// and the next of its warp's 16. Columns are pixels, eight of a row after eight of the row before: value 4*j + 2*h + e of
-// a strip is output h at row j, column 2*(lane%4) + e. So a lane holds whole windows, and writes 4 bytes of a pixel; eight
-// lanes together 32.
+// and the next of its warp's 16. Columns are pixels, eight of a row after eight of the row before: value 4*j + 2*h + e
+// of a strip is output h at row j, column 2*(lane%4) + e. So a lane holds whole windows, and writes 4 bytes of a pixel;
+// eight lanes together 32.
 #pragma once
 #include "cuda/conv3x3_end.cuh"
 #include "cuda/conv3x3_wgmma_tile.cuh"

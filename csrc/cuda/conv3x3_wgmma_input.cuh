@@ -2,12 +2,14 @@
 // is unpooled on the way, one thread the weights.
 //
 //   start(block)       enqueues what can be before a buffer is free
-//   finish(block, to)  brings the tile's pixels and a border of one, 32 channels of them, to a buffer of four planes; when
+//   finish(block, to)  brings the tile's pixels and a border of one, 32 channels of them, to a buffer of four planes;
+//   when
 //                      it returns, this thread's share is there
-// Outside the map, and beyond the last channel, are zeros. Channels come in eights, of a pooled map in blocks of 32; other
-// layers go to the portable kernel.
+// Outside the map, and beyond the last channel, are zeros. Channels come in eights, of a pooled map in blocks of 32;
+// other layers go to the portable kernel.
 //
-// Thread t takes part t % 4 (8 channels) of every 24th pixel; two quads of lanes that write at once take pixels 4 apart.
+// Thread t takes part t % 4 (8 channels) of every 24th pixel; two quads of lanes that write at once take pixels 4
+// apart.
 #pragma once
 #include "cuda/conv3x3_input.cuh"
 #include "cuda/conv3x3_wgmma_tile.cuh"

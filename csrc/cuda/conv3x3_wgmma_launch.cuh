@@ -1,5 +1,5 @@
-// One layer's kernel of sm_90a for one type of values: the choice among its tiles, and the launch. Each type is compiled
-// in a file of its own (conv3x3_wgmma_bfloat16.cu, conv3x3_wgmma_float16.cu), for sm_90a alone.
+// One layer's kernel of sm_90a for one type of values: the choice among its tiles, and the launch. Each type is
+// compiled in a file of its own (conv3x3_wgmma_bfloat16.cu, conv3x3_wgmma_float16.cu), for sm_90a alone.
 #pragma once
 #include "cuda/conv3x3_launch_tile.cuh"
 #include "cuda/conv3x3_layer.cuh"

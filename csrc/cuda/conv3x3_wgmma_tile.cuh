@@ -1,11 +1,13 @@
-// What the parts of the convolution's kernel for sm_90a share: its tile, where things lie in shared memory, its barriers.
+// What the parts of the convolution's kernel for sm_90a share: its tile, where things lie in shared memory, its
+// barriers.
 //
 // Shared memory:
 //   2 x 4 planes input: 8 channels (16 bytes) of the tile's pixels and a border of one, row by row; four planes are a
-//                block of 32 channels, of this block and of the next. A plane is 1 slot more than a multiple of 8, so that
-//                four lanes with the parts of one pixel, and four with those of the pixel 4 away, write to different banks.
-//   4 x 12 KiB   weights: a ring; one row of the kernel (3 taps) of one block of input channels, for two out blocks each
-//   staged       pooled values (16 bytes a thread) and switches (8 bytes a quad), where the input is unpooled
+//                block of 32 channels, of this block and of the next. A plane is 1 slot more than a multiple of 8, so
+//                that four lanes with the parts of one pixel, and four with those of the pixel 4 away, write to
+//                different banks.
+//   4 x 12 KiB   weights: a ring; one row of the kernel (3 taps) of one block of input channels, for two out blocks
+//   each staged       pooled values (16 bytes a thread) and switches (8 bytes a quad), where the input is unpooled
 //   barriers     of each input buffer and of each stage of the ring: full, empty
 // After the last product: [4 warps][pixels] floats of the score.
 #pragma once
@@ -16,7 +18,7 @@ namespace ddn {
 
 template <class T_, Conv3x3TileKind KIND>
 struct Conv3x3WgmmaTile {
-  using T = T_;  // BFloat16 or Float16
+  using T = T_;                                                               // BFloat16 or Float16
   static constexpr int kThreads = 256, kConsumers = 128, kInputThreads = 96;  // the last warp brings weights
   // Of a thread: 128 at launch, so that two blocks share a multiprocessor.
   static constexpr int kConsumerRegisters = 216, kProducerRegisters = 40;

@@ -1,11 +1,12 @@
-// Device primitives of sm_90a beside warp.cuh: nvcc's here, the host's in emu/warpgroup.h. Barriers in shared memory that
-// count arrivals and bytes, bulk copies that report to them, and products of a warpgroup (128 threads, 4 warps):
+// Device primitives of sm_90a beside warp.cuh: nvcc's here, the host's in emu/warpgroup.h. Barriers in shared memory
+// that count arrivals and bytes, bulk copies that report to them, and products of a warpgroup (128 threads, 4 warps):
 //   sums [64,N] += left [64,16] @ right [16,N]
 //   left    registers: warp w of the group holds rows 16*w to +15, as warp.cuh's left fragment
 //   right   shared memory, named by a descriptor; 8 rows n of 16 bytes (8 values along k) are a core matrix
 //   sums    value 4*j + i: row 16*w + lane/4 + 8*(i/2), column 8*j + 2*(lane%4) + i%2
 // Products and bulk copies go by the asynchronous proxy: what threads wrote to shared memory they see only after
-// fence_for_products() by the writer, and then a barrier. sums and left must not be touched until products are waited for.
+// fence_for_products() by the writer, and then a barrier. sums and left must not be touched until products are waited
+// for.
 #pragma once
 #include "cuda/warp.cuh"
 
@@ -33,8 +34,8 @@ DDN_DEVICE uint32_t shared_offset(Shared at) {
   return at;
 }
 
-// A barrier is 8 bytes at an 8-byte boundary. It completes a phase when `arrivals` threads have arrived and all expected
-// bytes have landed; phases are counted from 0 and told apart by their parity.
+// A barrier is 8 bytes at an 8-byte boundary. It completes a phase when `arrivals` threads have arrived and all
+// expected bytes have landed; phases are counted from 0 and told apart by their parity.
 DDN_DEVICE void init_barrier(Shared barrier, int arrivals) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
 }
@@ -48,8 +49,8 @@ DDN_DEVICE void arrive(Shared barrier) {
 DDN_DEVICE void arrive_expecting(Shared barrier, int bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
 }
-// Until the phase of this parity is complete; at once where the one before it is current still and has parity 1 - parity
-// of a barrier's first phase (so waiting for parity 1 on a new barrier returns).
+// Until the phase of this parity is complete; at once where the one before it is current still and has parity 1 -
+// parity of a barrier's first phase (so waiting for parity 1 on a new barrier returns).
 DDN_DEVICE void wait_for_phase(Shared barrier, uint32_t parity) {
   asm volatile(
       "{\n"
@@ -114,34 +115,34 @@ template <class T, int VALUES>
 struct WarpgroupProduct;
 
 // Ten operands "%d0, ... %d9" and their registers; d is empty for the first ten.
-#define DDN_TEN_NAMES(d) "%" #d "0, %" #d "1, %" #d "2, %" #d "3, %" #d "4, %" #d "5, %" #d "6, %" #d "7, %" #d "8, %" #d "9"
-#define DDN_TEN_SUMS(d)                                                                                           \
-  "+f"(sums[d##0]), "+f"(sums[d##1]), "+f"(sums[d##2]), "+f"(sums[d##3]), "+f"(sums[d##4]), "+f"(sums[d##5]),     \
+#define DDN_TEN_NAMES(d) \
+  "%" #d "0, %" #d "1, %" #d "2, %" #d "3, %" #d "4, %" #d "5, %" #d "6, %" #d "7, %" #d "8, %" #d "9"
+#define DDN_TEN_SUMS(d)                                                                                       \
+  "+f"(sums[d##0]), "+f"(sums[d##1]), "+f"(sums[d##2]), "+f"(sums[d##3]), "+f"(sums[d##4]), "+f"(sums[d##5]), \
       "+f"(sums[d##6]), "+f"(sums[d##7]), "+f"(sums[d##8]), "+f"(sums[d##9])
 #define DDN_WARPGROUP_PRODUCT(type, suffix, values, columns, names, left_names, right_name, ...)                   \
-  template <>                                                                                                     \
-  struct WarpgroupProduct<type, values> {                                                                         \
-    static DDN_DEVICE void begin(float (&sums)[values], const uint32_t (&left)[4], uint64_t right) {              \
-      asm volatile("{\n.reg .pred yes;\nsetp.eq.b32 yes, 0, 0;\nwgmma.mma_async.sync.aligned.m64n" columns      \
-                   "k16.f32." suffix "." suffix " {" names "}, {" left_names "}, " right_name ", yes, 1, 1, 0;\n}"  \
-                   : __VA_ARGS__                                                                                  \
-                   : "r"(left[0]), "r"(left[1]), "r"(left[2]), "r"(left[3]), "l"(right));                         \
-    }                                                                                                             \
+  template <>                                                                                                      \
+  struct WarpgroupProduct<type, values> {                                                                          \
+    static DDN_DEVICE void begin(float (&sums)[values], const uint32_t (&left)[4], uint64_t right) {               \
+      asm volatile("{\n.reg .pred yes;\nsetp.eq.b32 yes, 0, 0;\nwgmma.mma_async.sync.aligned.m64n" columns         \
+                   "k16.f32." suffix "." suffix " {" names "}, {" left_names "}, " right_name ", yes, 1, 1, 0;\n}" \
+                   : __VA_ARGS__                                                                                   \
+                   : "r"(left[0]), "r"(left[1]), "r"(left[2]), "r"(left[3]), "l"(right));                          \
+    }                                                                                                              \
   };
-#define DDN_WARPGROUP_PRODUCTS(type, suffix)                                                                        \
-  DDN_WARPGROUP_PRODUCT(type, suffix, 32, "64",                                                                     \
-                        DDN_TEN_NAMES() ", " DDN_TEN_NAMES(1) ", " DDN_TEN_NAMES(2) ", %30, %31",                   \
-                        "%32, %33, %34, %35", "%36", DDN_TEN_SUMS(), DDN_TEN_SUMS(1), DDN_TEN_SUMS(2),              \
-                        "+f"(sums[30]), "+f"(sums[31]))                                                             \
-  DDN_WARPGROUP_PRODUCT(type, suffix, 40, "80",                                                                     \
-                        DDN_TEN_NAMES() ", " DDN_TEN_NAMES(1) ", " DDN_TEN_NAMES(2) ", " DDN_TEN_NAMES(3),          \
-                        "%40, %41, %42, %43", "%44", DDN_TEN_SUMS(), DDN_TEN_SUMS(1), DDN_TEN_SUMS(2),              \
-                        DDN_TEN_SUMS(3))                                                                            \
-  DDN_WARPGROUP_PRODUCT(type, suffix, 80, "160",                                                                    \
-                        DDN_TEN_NAMES() ", " DDN_TEN_NAMES(1) ", " DDN_TEN_NAMES(2) ", " DDN_TEN_NAMES(3) ", "      \
-                        DDN_TEN_NAMES(4) ", " DDN_TEN_NAMES(5) ", " DDN_TEN_NAMES(6) ", " DDN_TEN_NAMES(7),         \
-                        "%80, %81, %82, %83", "%84", DDN_TEN_SUMS(), DDN_TEN_SUMS(1), DDN_TEN_SUMS(2),              \
-                        DDN_TEN_SUMS(3), DDN_TEN_SUMS(4), DDN_TEN_SUMS(5), DDN_TEN_SUMS(6), DDN_TEN_SUMS(7))
+#define DDN_WARPGROUP_PRODUCTS(type, suffix)                                                                           \
+  DDN_WARPGROUP_PRODUCT(                                                                                               \
+      type, suffix, 32, "64", DDN_TEN_NAMES() ", " DDN_TEN_NAMES(1) ", " DDN_TEN_NAMES(2) ", %30, %31",                \
+      "%32, %33, %34, %35", "%36", DDN_TEN_SUMS(), DDN_TEN_SUMS(1), DDN_TEN_SUMS(2), "+f"(sums[30]), "+f"(sums[31]))   \
+  DDN_WARPGROUP_PRODUCT(                                                                                               \
+      type, suffix, 40, "80", DDN_TEN_NAMES() ", " DDN_TEN_NAMES(1) ", " DDN_TEN_NAMES(2) ", " DDN_TEN_NAMES(3),       \
+      "%40, %41, %42, %43", "%44", DDN_TEN_SUMS(), DDN_TEN_SUMS(1), DDN_TEN_SUMS(2), DDN_TEN_SUMS(3))                  \
+  DDN_WARPGROUP_PRODUCT(                                                                                               \
+      type, suffix, 80, "160",                                                                                         \
+      DDN_TEN_NAMES() ", " DDN_TEN_NAMES(1) ", " DDN_TEN_NAMES(2) ", " DDN_TEN_NAMES(3) ", " DDN_TEN_NAMES(            \
+          4) ", " DDN_TEN_NAMES(5) ", " DDN_TEN_NAMES(6) ", " DDN_TEN_NAMES(7),                                        \
+      "%80, %81, %82, %83", "%84", DDN_TEN_SUMS(), DDN_TEN_SUMS(1), DDN_TEN_SUMS(2), DDN_TEN_SUMS(3), DDN_TEN_SUMS(4), \
+      DDN_TEN_SUMS(5), DDN_TEN_SUMS(6), DDN_TEN_SUMS(7))
 DDN_WARPGROUP_PRODUCTS(BFloat16, "bf16")
 DDN_WARPGROUP_PRODUCTS(Float16, "f16")
 #undef DDN_WARPGROUP_PRODUCTS

@@ -193,7 +193,7 @@ struct Block {
   uint64_t generation = 0;
   unsigned char* shared = nullptr;
   size_t shared_bytes = 0;
-  std::vector<unsigned char> seen;  // shared memory as the asynchronous proxy sees it, where the kernel has barriers
+  std::vector<unsigned char> seen;  // shared memory as the asynchronous proxy sees it, where the device has one
   std::vector<const Barrier*> unfenced_barriers;
   std::vector<Bulk> bulk;
   Some some[16];
@@ -257,8 +257,8 @@ inline void land_bulk() {
   const Bulk bulk = block.bulk[at];
   block.bulk.erase(block.bulk.begin() + static_cast<std::ptrdiff_t>(at));
   bulk.copy.land();
-  std::memcpy(&block.seen[static_cast<size_t>(static_cast<unsigned char*>(bulk.copy.to) - block.shared)],
-              bulk.copy.to, bulk.copy.bytes);
+  std::memcpy(&block.seen[static_cast<size_t>(static_cast<unsigned char*>(bulk.copy.to) - block.shared)], bulk.copy.to,
+              bulk.copy.bytes);
   bulk.barrier->bytes_and_phase -= 2 * static_cast<int32_t>(bulk.copy.bytes);
   bulk.barrier->settle();
 }
@@ -295,7 +295,7 @@ inline void start_fibers() {
   }
   block.warps.assign((block.threads + kWarp - 1) / kWarp, Meeting{});
   block.arrived = 0;
-  block.seen.clear(), block.unfenced_barriers.clear();
+  block.seen.assign(options.capability >= 90 ? block.shared_bytes : 0, 0xff), block.unfenced_barriers.clear();
 }
 
 inline void run_block() {

@@ -5,7 +5,8 @@
 //   left sides changed too early       they are read when the product runs: at the commit or at the wait, by chance
 //   right sides changed too early      likewise; each warp of a warpgroup runs its share in its own time
 //   a missing fence of registers       those that were touched since the last one are remembered
-//   a missing fence of the proxies     products read a copy of shared memory that ordinary writes fill with NaN, and the
+//   a missing fence of the proxies     products read a copy of shared memory that ordinary writes fill with NaN, and
+//   the
 //                                      writer's fence with what was written
 //   wrong descriptors                  they are decoded bit by bit; addresses begin at 1024, as a block's do
 #pragma once
@@ -108,7 +109,7 @@ inline uint32_t shared_offset(Shared at) {
 
 inline void init_barrier(Shared at, int arrivals) {
   emu::barrier_at(at) = {static_cast<int16_t>(arrivals), static_cast<int16_t>(arrivals), 0};
-  emu::block.seen.resize(emu::block.shared_bytes, 0xff);
+  if (emu::block.seen.empty()) emu::die("a device without bulk copies");
   emu::block.unfenced_barriers.push_back(&emu::barrier_at(at));
 }
 inline void fence_barriers() {

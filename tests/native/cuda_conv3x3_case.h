@@ -1,6 +1,6 @@
 // A stage of the CUDA convolution under the host emulation against plain loops; for programs that have included its
-// sources. Values are small whole numbers: sums are exact in any order, and results are those of the plain loops rounded
-// once. Each buffer is its own heap block of exactly its size.
+// sources. Values are small whole numbers: sums are exact in any order, and results are those of the plain loops
+// rounded once. Each buffer is its own heap block of exactly its size.
 #pragma once
 #include <cmath>
 #include <set>

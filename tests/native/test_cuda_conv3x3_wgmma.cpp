@@ -11,15 +11,37 @@
 #include "cuda/isa.cu"
 
 #include "cuda_conv3x3_case.h"
+#include "gpu_probe/layers.cuh"
+
+void ddn::probe::begin(const char*) {
+}
+void ddn::probe::report(const LayerResult&) {
+}
 
 namespace {
 
-// Notes what the kernel of the last layer will be, and runs the case: with products of warpgroups, or with none of them.
+// The GPU probe's own oracle, comparison and launches agree with the kernels, so that what it reports is the GPU's
+// doing.
+void test_probe() {
+  const probe::Layer layers[] = {{"map", 20, 64, 64, false, probe::End::map, 1, false},
+                                 {"pooled", 12, 32, 96, true, probe::End::pooled, 1, false},
+                                 {"score", 8, 64, 32, false, probe::End::score, 1, true}};
+  std::vector<probe::LayerResult> results;
+  for (const probe::Layer& layer : layers) {
+    probe::try_layer<BFloat16>(layer, "bfloat16", 2, true, results);
+    probe::try_layer<Float16>(layer, "float16", 1, true, results);
+  }
+  for (const probe::LayerResult& result : results)
+    if (!result.fault.empty()) differs(result.fault.c_str(), {}, 0, static_cast<float>(result.error), 0);
+}
+
+// Notes what the kernel of the last layer will be, and runs the case: with products of warpgroups, or with none of
+// them.
 void run(const Case& it, bool by_wgmma = true) {
   const Shape& s = it.s;
   const int in = s.channels[s.channels.size() - 2];
-  const Conv3x3Plan plan = plan_conv3x3_wgmma(s.maps, s.height, s.width, s.channels.back(), (in + 31) / 32,
-                                              emu::options.multiprocessors);
+  const Conv3x3Plan plan =
+      plan_conv3x3_wgmma(s.maps, s.height, s.width, s.channels.back(), (in + 31) / 32, emu::options.multiprocessors);
   const char* const kinds[] = {"", "", "", "tall", "wide", "compact"};
   const char* const ends[] = {" map", " pooled", " score"};
   const std::string kind = kinds[static_cast<int>(plan.kind)], end = ends[static_cast<int>(it.end)];
@@ -59,12 +81,12 @@ int main(int count, char** arguments) {
       }
   for (const End end : ends) {
     set(++seed, 1);
-    run({{2, 4, 6, {64, 72, 64}}, true, end});       // two layers, the second of channels that fill no block
-    run({{1, 6, 6, {3, 16, 24, 8}}, false, end});    // after the first layer of an image, which is the portable one's
+    run({{2, 4, 6, {64, 72, 64}}, true, end});     // two layers, the second of channels that fill no block
+    run({{1, 6, 6, {3, 16, 24, 8}}, false, end});  // after the first layer of an image, which is the portable one's
     set(++seed, 132);
     run({{1, 4, 8, {160, 64}}, true, end, Dtype::float16});  // in slices
     run({{1, 4, 8, {96, 32}}, false, end});
-    run({{1, 4, 4, {36, 32}}, false, end}, false);   // channels that are the portable kernel's
+    run({{1, 4, 4, {36, 32}}, false, end}, false);  // channels that are the portable kernel's
     run({{1, 4, 4, {40, 32}}, true, end}, false);
   }
   set(1, 1);
@@ -74,11 +96,13 @@ int main(int count, char** arguments) {
   run({{1, 7, 5, {8, 16, 8}}, false, End::map});         // odd sides
   run({{1, 5, 3, {16, 8}}, false, End::score});
   run({{0, 4, 4, {32, 32}}, false, End::map}, false);
+  test_probe();
   setenv("DDN_MAX_CUDA_ISA", "mma", 1);
   run({{1, 4, 6, {32, 32}}, false, End::map}, false);
-  if (missing({"tall plain", "tall unpool", "tall map", "tall pooled", "tall score", "wide plain", "wide unpool",
-               "wide map", "wide pooled", "wide score", "compact plain", "compact unpool", "compact map",
-               "compact pooled", "compact score", "slices map", "slices pooled", "slices score", "bfloat16", "float16"}))
+  if (missing({"tall plain",    "tall unpool",    "tall map",     "tall pooled",    "tall score",
+               "wide plain",    "wide unpool",    "wide map",     "wide pooled",    "wide score",
+               "compact plain", "compact unpool", "compact map",  "compact pooled", "compact score",
+               "slices map",    "slices pooled",  "slices score", "bfloat16",       "float16"}))
     return 1;
   std::puts("ok");
 }
