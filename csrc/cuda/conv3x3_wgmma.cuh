@@ -58,6 +58,8 @@ struct WgmmaWeights {
       left[k / 2][k % 2 * 2] = swapped ? b : a;
       left[k / 2][k % 2 * 2 + 1] = swapped ? a : b;
     }
+    DDN_UNROLL
+    for (int k = 0; k < 8; ++k) settle(left[k / 4][k % 4]);
   }
 };
 
@@ -110,6 +112,8 @@ DDN_DEVICE void multiply(WgmmaSums<Tile>& sums, const Conv3x3Barriers<Tile>& bar
     }
   }
   wait_for_products<0>();
+  DDN_UNROLL
+  for (int k = 0; k < Tile::kStrips * Tile::kValues; ++k) settle(sums[k / Tile::kValues][k % Tile::kValues]);
 }
 
 template <class Tile>

@@ -86,6 +86,15 @@ DDN_DEVICE void synchronize_warp() {
   __syncwarp();
 }
 
+// The same value, but computed before what follows: a compiler knows of no order between ordinary instructions and the
+// fences and waits of products.
+DDN_DEVICE void settle(uint32_t& value) {
+  asm volatile("" : "+r"(value)::"memory");
+}
+DDN_DEVICE void settle(float& value) {
+  asm volatile("" : "+f"(value)::"memory");
+}
+
 // Registers of a thread from here on; all warps of a warpgroup, once.
 template <int COUNT>
 DDN_DEVICE void take_registers() {

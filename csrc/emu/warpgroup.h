@@ -164,6 +164,11 @@ inline void synchronize_warp() {
   emu::together(5, nullptr, nullptr, [](const emu::Meeting&) {});
 }
 
+inline void settle(uint32_t&) {
+}
+inline void settle(float&) {
+}
+
 template <int COUNT>
 void take_registers() {
 }

@@ -6,6 +6,7 @@
 
 #include "cpu/features.h"
 #include "cpu/isa.h"
+#include "kernels.h"
 
 namespace py = pybind11;
 
@@ -60,4 +61,14 @@ PYBIND11_MODULE(_C, m) {
         return names;
       },
       "Those of them this machine has, worst first.");
+#ifdef DDN_WITH_CUDA
+  m.def("cuda_isa", &ddn::cuda::isa_name,
+#else
+  m.def(
+      "cuda_isa", []() -> const char* { return nullptr; },
+#endif
+        "The matrix instructions that the current CUDA device's convolutions use here and now: mma (of a warp), or "
+        "wgmma (of "
+        "a warpgroup) where code for sm_90a was built and the device has it, but not above the environment variable "
+        "DDN_MAX_CUDA_ISA; None without a device or CUDA kernels.");
 }

@@ -56,6 +56,26 @@ void run(const Case& it, bool by_wgmma = true) {
   if ((emu::options.products > 0) != by_wgmma) differs("the kernel", s, 0, !by_wgmma, by_wgmma);
 }
 
+// With the variable at "mma".
+void test_name_of_isa() {
+  const bool limited = cuda::isa_name() == std::string("mma");
+  setenv("DDN_MAX_CUDA_ISA", "wgmma", 1);
+  const bool best = cuda::isa_name() == std::string("wgmma");
+  emu::options.capability = 100;
+  const bool portable = cuda::isa_name() == std::string("mma");
+  setenv("DDN_MAX_CUDA_ISA", "sse9", 1);
+  std::string message;
+  try {
+    cuda::isa_name();
+  } catch (const std::runtime_error& error) {
+    message = error.what();
+  }
+  if (limited && best && portable && message == "DDN_MAX_CUDA_ISA must be mma or wgmma, got sse9") return;
+  std::fprintf(stderr, "isa: limited %d, best %d, portable %d, message: %s\n", limited, best, portable,
+               message.c_str());
+  std::exit(1);
+}
+
 void set(unsigned seed, int multiprocessors) {
   emu::options.seed = seed, emu::options.eager_copies = seed % 3 == 0, emu::options.multiprocessors = multiprocessors;
 }
@@ -99,6 +119,7 @@ int main(int count, char** arguments) {
   test_probe();
   setenv("DDN_MAX_CUDA_ISA", "mma", 1);
   run({{1, 4, 6, {32, 32}}, false, End::map}, false);
+  test_name_of_isa();
   if (missing({"tall plain",    "tall unpool",    "tall map",     "tall pooled",    "tall score",
                "wide plain",    "wide unpool",    "wide map",     "wide pooled",    "wide score",
                "compact plain", "compact unpool", "compact map",  "compact pooled", "compact score",

@@ -37,6 +37,8 @@ DDN_GLOBAL void DDN_LAUNCH_BOUNDS(128, 1) product_kernel(const ProductLaunch p) 
   uint32_t left[4];
   for (int i = 0; i < 4; ++i) left[i] = p.left[(warp * 16 + lane / 4 + i % 2 * 8) * 8 + lane % 4 + i / 2 * 4];
   float sums[VALUES] = {};
+  DDN_UNROLL
+  for (int i = 0; i < 4; ++i) settle(left[i]);
   fence_registers();
   begin_product<T>(sums, left,
                    descriptor_of(shared_offset(memory) + p.start, p.of_eight_values, p.of_eight_rows, p.swizzling));
@@ -44,6 +46,7 @@ DDN_GLOBAL void DDN_LAUNCH_BOUNDS(128, 1) product_kernel(const ProductLaunch p) 
   wait_for_products<0>();
   DDN_UNROLL
   for (int k = 0; k < VALUES; ++k) {
+    settle(sums[k]);
     const int row = warp * 16 + lane / 4 + k / 2 % 2 * 8, column = k / 4 * 8 + lane % 4 * 2 + k % 2;
     p.sums[row * 2 * VALUES + column] = sums[k];
   }

@@ -52,7 +52,10 @@ DDN_GLOBAL void DDN_LAUNCH_BOUNDS(128, 2) rate_kernel(const RateLaunch p) {
   wait_for_products<0>();
   float sum = 0;
   DDN_UNROLL
-  for (int k = 0; k < Tile::kStrips * Tile::kValues; ++k) sum += sums[k / Tile::kValues][k % Tile::kValues];
+  for (int k = 0; k < Tile::kStrips * Tile::kValues; ++k) {
+    settle(sums[k / Tile::kValues][k % Tile::kValues]);
+    sum += sums[k / Tile::kValues][k % Tile::kValues];
+  }
   if (sum == 1.5f) p.sums[blockIdx.x] = sum;
 }
 
