@@ -27,9 +27,7 @@ struct GridWalk {
 DDN_DEVICE uint4 switched_to(int position, const uint4& values, uint32_t codes) {
   const uint32_t different = codes ^ 0x5555u * static_cast<uint32_t>(position);
   const uint32_t same = ~(different | different >> 1);  // bit 2k: channel k belongs here
-  const auto mask = [same](int k) {
-    return (same >> 2 * k & 1u) * 0xffffu | (same >> (2 * k + 2) & 1u) * 0xffff0000u;
-  };
+  const auto mask = [same](int k) { return (same >> 2 * k & 1u) * 0xffffu | (same >> (2 * k + 2) & 1u) * 0xffff0000u; };
   return {values.x & mask(0), values.y & mask(2), values.z & mask(4), values.w & mask(6)};
 }
 

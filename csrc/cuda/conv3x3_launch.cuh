@@ -16,12 +16,9 @@ int launch_conv3x3_kind(const Conv3x3Launch& p, const Conv3x3Plan& plan, int map
 template <class T, Conv3x3Input INPUT>
 int launch_conv3x3_input(const Conv3x3Launch& p, const Conv3x3Plan& plan, int maps, Stream stream) {
   switch (plan.kind) {
-    case Conv3x3TileKind::large:
-      return launch_conv3x3_kind<T, INPUT, Conv3x3TileKind::large>(p, plan, maps, stream);
-    case Conv3x3TileKind::narrow:
-      return launch_conv3x3_kind<T, INPUT, Conv3x3TileKind::narrow>(p, plan, maps, stream);
-    case Conv3x3TileKind::small:
-      return launch_conv3x3_kind<T, INPUT, Conv3x3TileKind::small>(p, plan, maps, stream);
+    case Conv3x3TileKind::large: return launch_conv3x3_kind<T, INPUT, Conv3x3TileKind::large>(p, plan, maps, stream);
+    case Conv3x3TileKind::narrow: return launch_conv3x3_kind<T, INPUT, Conv3x3TileKind::narrow>(p, plan, maps, stream);
+    case Conv3x3TileKind::small: return launch_conv3x3_kind<T, INPUT, Conv3x3TileKind::small>(p, plan, maps, stream);
     default: return cudaErrorInvalidValue;
   }
 }

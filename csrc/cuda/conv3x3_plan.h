@@ -1,13 +1,13 @@
 // How one layer of conv3x3 is shared out among blocks: which tile of outputs, its shape on the map, how many slices of
 // the input channels. Plain arithmetic on the host, decided at every launch.
 //
-// A tile is `windows` 2x2 windows of pixels by `outputs` channels. Of the portable kernel which windows is free: `rows` x
-// `columns` of them, as many as fit, chosen so that the fewest tiles cover a map. The network's maps are 10, 20, 40, 80
-// and 160 windows wide; tiles of 40 cover them as 4 x 10 (of 10 x 10 windows they waste a sixth), tiles of 20 as 2 x 10
-// without a rest. Of sm_90a's kernel the shape is the tile's (conv3x3_wgmma_tile.cuh): tall and wide ones cover maps of
-// 80 and up without a rest, wide ones those of 40, compact ones (two a map) waste a sixth of 20 x 20.
-// A grid too small for the device is cut along the input channels: each slice sums its share and leaves the sums, in
-// float32, for the last to finish; so their order, and with it every bit of the result, depends on the shapes alone.
+// A tile is `windows` 2x2 windows of pixels by `outputs` channels. Of the portable kernel which windows is free: `rows`
+// x `columns` of them, as many as fit, chosen so that the fewest tiles cover a map. The network's maps are 10, 20, 40,
+// 80 and 160 windows wide; tiles of 40 cover them as 4 x 10 (of 10 x 10 windows they waste a sixth), tiles of 20 as 2 x
+// 10 without a rest. Of sm_90a's kernel the shape is the tile's (conv3x3_wgmma_tile.cuh): tall and wide ones cover maps
+// of 80 and up without a rest, wide ones those of 40, compact ones (two a map) waste a sixth of 20 x 20. A grid too
+// small for the device is cut along the input channels: each slice sums its share and leaves the sums, in float32, for
+// the last to finish; so their order, and with it every bit of the result, depends on the shapes alone.
 #pragma once
 #include <algorithm>
 #include <cstdint>
@@ -52,8 +52,8 @@ struct Conv3x3Plan {
   int out_tiles;
   int slices;
 
-  // Pixels from one row to the next in the portable kernel's shared memory. Odd, so that the eight pixels an instruction reads at once, two
-  // rows of four windows, lie in different banks.
+  // Pixels from one row to the next in the portable kernel's shared memory. Odd, so that the eight pixels an
+  // instruction reads at once, two rows of four windows, lie in different banks.
   int pitch() const {
     return 2 * columns + 3;
   }

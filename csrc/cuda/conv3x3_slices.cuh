@@ -1,5 +1,5 @@
-// Where a tile's input channels are shared out among blocks: each leaves its sums, the last to do so adds them up, in the
-// order of the slices, so that every bit of the result depends on the shapes alone.
+// Where a tile's input channels are shared out among blocks: each leaves its sums, the last to do so adds them up, in
+// the order of the slices, so that every bit of the result depends on the shapes alone.
 #pragma once
 #include <cstring>
 

@@ -49,8 +49,8 @@ DDN_DEVICE void arrive(Shared barrier) {
 DDN_DEVICE void arrive_expecting(Shared barrier, int bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
 }
-// Until the phase of this parity is complete; at once where the one before it is current still and has parity 1 -
-// parity of a barrier's first phase (so waiting for parity 1 on a new barrier returns).
+// Until the current phase has not this parity: that is, until the phase of this parity is complete, if no thread runs
+// more than one phase ahead. A new barrier is in phase 0; waiting for parity 1 returns at once.
 DDN_DEVICE void wait_for_phase(Shared barrier, uint32_t parity) {
   asm volatile(
       "{\n"

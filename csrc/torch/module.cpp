@@ -39,6 +39,14 @@ py::dict cpu_features() {
   return features;
 }
 
+const char* cuda_isa() {
+#ifdef DDN_WITH_CUDA
+  return ddn::cuda::isa_name();
+#else
+  return nullptr;
+#endif
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -61,14 +69,10 @@ PYBIND11_MODULE(_C, m) {
         return names;
       },
       "Those of them this machine has, worst first.");
-#ifdef DDN_WITH_CUDA
-  m.def("cuda_isa", &ddn::cuda::isa_name,
-#else
   m.def(
-      "cuda_isa", []() -> const char* { return nullptr; },
-#endif
-        "The matrix instructions that the current CUDA device's convolutions use here and now: mma (of a warp), or "
-        "wgmma (of "
-        "a warpgroup) where code for sm_90a was built and the device has it, but not above the environment variable "
-        "DDN_MAX_CUDA_ISA; None without a device or CUDA kernels.");
+      "cuda_isa", &cuda_isa,
+      "The matrix instructions that the current CUDA device's convolutions use here and now: mma, a warp's, or wgmma, "
+      "a "
+      "warpgroup's, where sm_90a was built and the device has it; not above the environment variable DDN_MAX_CUDA_ISA. "
+      "None without a device or CUDA kernels.");
 }

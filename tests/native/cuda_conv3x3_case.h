@@ -215,4 +215,28 @@ void break_the_contract() {
   test({{1, 4, 4, {32, 32}}, true, End::map, Dtype::bfloat16, true});
 }
 
+struct PlanWanted {
+  int maps, side, out, blocks;
+  double least_use;       // share of the tiles that is not waste
+  double least_occupied;  // share of 132 multiprocessors that get a block
+};
+
+template <class Plan>
+void check_plan(const Plan& plan_of, const PlanWanted& w) {
+  const Conv3x3Plan plan = plan_of(w);
+  const Conv3x3TileSize& size = tile_size(plan.kind);
+  const double use = w.side * w.side / 4.0 * w.out /
+                     (1.0 * plan.tile_rows * plan.tile_columns * size.windows * plan.out_tiles * size.outputs);
+  const double occupied = std::min<double>(1, static_cast<double>(plan.tiles(w.maps) * plan.slices) / 132);
+  if (std::getenv("DDN_SHOW_PLANS"))
+    std::printf("%d maps of %d, %d outputs: tile %d x %d windows x %d, %lld blocks in %d slices, use %.2f\n", w.maps,
+                w.side, w.out, plan.rows, plan.columns, size.outputs,
+                static_cast<long long>(plan.tiles(w.maps) * plan.slices), plan.slices, use);
+  if (use < w.least_use || occupied < w.least_occupied) {
+    std::fprintf(stderr, "plan of %d maps of %d with %d outputs: %.2f of its tiles used, %.2f of the device\n", w.maps,
+                 w.side, w.out, use, occupied);
+    std::exit(1);
+  }
+}
+
 }  // namespace

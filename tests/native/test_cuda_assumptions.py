@@ -1,4 +1,4 @@
-"""What the GPU probe asks the hardware, asked of the host emulation (test_cuda_assumptions.cpp); that the probe compiles."""
+"""What the GPU probe asks the hardware, asked of the host emulation (test_cuda_assumptions.cpp); the probe compiles."""
 
 from __future__ import annotations
 

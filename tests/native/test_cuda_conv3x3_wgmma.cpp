@@ -56,6 +56,18 @@ void run(const Case& it, bool by_wgmma = true) {
   if ((emu::options.products > 0) != by_wgmma) differs("the kernel", s, 0, !by_wgmma, by_wgmma);
 }
 
+// Plans for the network's own shapes, which are too large to be run here.
+void test_plans() {
+  const auto plan = [](const PlanWanted& w) {
+    return plan_conv3x3_wgmma(w.maps, w.side, w.side, w.out, w.blocks, 132);
+  };
+  check_plan(plan, {32, 320, 64, 2, 1, 1}), check_plan(plan, {32, 160, 128, 4, 1, 1});
+  check_plan(plan, {32, 80, 256, 8, 1, 1}), check_plan(plan, {32, 40, 512, 16, 1, 1});
+  check_plan(plan, {32, 20, 512, 16, 0.83, 1}), check_plan(plan, {1, 320, 64, 2, 1, 1});
+  check_plan(plan, {1, 160, 128, 4, 0.95, 1}), check_plan(plan, {1, 80, 256, 8, 0.83, 0.9});
+  check_plan(plan, {1, 40, 512, 16, 0.83, 0.9}), check_plan(plan, {1, 20, 512, 16, 0.83, 0.45});
+}
+
 // With the variable at "mma".
 void test_name_of_isa() {
   const bool limited = cuda::isa_name() == std::string("mma");
@@ -88,6 +100,7 @@ int main(int count, char** arguments) {
     break_the_contract();
     return 0;
   }
+  test_plans();
   const End ends[] = {End::map, End::pooled, End::score};
   // one whole tile, and several with a rest, of each kind
   const Shape shapes[] = {{2, 20, 16, {64, 64}}, {1, 22, 18, {96, 40}}, {1, 8, 40, {64, 64}},
