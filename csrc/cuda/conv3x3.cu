@@ -49,7 +49,7 @@ class Stage {
       plans_.push_back(make_plan(l));
       const Conv3x3Plan& plan = plans_.back();
       const Conv3x3TileSize& size = tile_size(plan.kind);
-      fits_ &= p.maps * plan.tile_rows * plan.tile_columns <= INT32_MAX && plan.out_tiles <= 65535;
+      fits_ &= plan.tiles(p.maps) <= INT32_MAX;
       fits_ &= p.height * p.width <= INT32_MAX / std::max(layer.in_channels, layer.out_channels);
       fits_ &= layer.layout == Conv3x3Layout::pairs;
       if (plan.slices > 1) {
@@ -166,7 +166,7 @@ class Stage {
     launch.in_blocks = is_image(layer) ? 1 : static_cast<int>(plan::up(layer.in_channels, kBlock));
     launch.rows = plan.rows, launch.columns = plan.columns, launch.pitch = plan.pitch();
     launch.tile_rows = plan.tile_rows, launch.tile_columns = plan.tile_columns;
-    launch.slices = plan.slices;
+    launch.out_tiles = plan.out_tiles, launch.slices = plan.slices;
     launch.wide_input = layer.in_channels % 8 == 0 && is_aligned(x, 16);
     launch.wide_switches = layer.in_channels % 32 == 0 && is_aligned(p_.switches, 8);
     return launch;

@@ -5,13 +5,13 @@
 // A product of matrices whose left side, pixels by (tap, channel), is never made: 32 channels at a time, the tile's
 // pixels and a border of one are brought into shared memory, and the nine taps read them at nine offsets.
 //
-// Block: 128 threads, a tile of 2x2 windows by outputs (conv3x3_plan.h); blockIdx = (map and tile of it, tile of
-// outputs, slice of the input channels). Warp: its half of the pixels, or all, by its share of outputs, as fragments of
-// 16 pixels by 8 outputs. Rows of a fragment: conv3x3_end.cuh. Columns: the weights' layout holds [16 pairs of
-// inputs,16 outputs] words, so one 16-byte load brings a lane the right fragments' words of four neighbouring outputs;
-// these go to four fragments, whose columns are therefore outputs 4*column + 0..3 of a group of 32. The order of
-// outputs within a sum of products is free; this one spares a layout of its own, and gives lanes neighbouring channels
-// to write.
+// Block: 128 threads, a tile of 2x2 windows by outputs (conv3x3_plan.h); blockIdx.x = map, tile of it, tile
+// of outputs; blockIdx.z = slice of the input channels. Warp: its half of the pixels, or all, by its share of outputs,
+// as fragments of 16 pixels by 8 outputs. Rows of a fragment: conv3x3_end.cuh. Columns: the weights' layout holds [16
+// pairs of inputs,16 outputs] words, so one 16-byte load brings a lane the right fragments' words of four neighbouring
+// outputs; these go to four fragments, whose columns are therefore outputs 4*column + 0..3 of a group of 32. The order
+// of outputs within a sum of products is free; this one spares a layout of its own, and gives lanes neighbouring
+// channels to write.
 //
 // Bytes per block and 32 channels: 64 times pixels with border (1.4 to 1.7 times the tile's, more for small tiles), 576
 // times outputs of weights, for 576 * pixels * outputs operations: with 160 x 128, 130 operations a byte from the
@@ -68,8 +68,8 @@ template <class Tile>
 DDN_GLOBAL void DDN_LAUNCH_BOUNDS(Tile::kThreads, 2) conv3x3_kernel(const Conv3x3Launch p) {
   DDN_SHARED_MEMORY(shared);
   const Shared memory = shared_address(shared);
-  const int x = static_cast<int>(blockIdx.x), y = static_cast<int>(blockIdx.y);
-  const Conv3x3Place place = Conv3x3Place::of<Tile>(p, x, y);
+  const int x = static_cast<int>(blockIdx.x);
+  const Conv3x3Place place = Conv3x3Place::of<Tile>(p, x);
   const int slice = static_cast<int>(blockIdx.z);
   const int begin = p.in_blocks * slice / p.slices, end = p.in_blocks * (slice + 1) / p.slices;
   const int steps = (end - begin) * Tile::kTaps;
@@ -146,7 +146,7 @@ DDN_GLOBAL void DDN_LAUNCH_BOUNDS(Tile::kThreads, 2) conv3x3_kernel(const Conv3x
   const auto four = [&](int k) { return sums[k / kAcross][k % kAcross]; };
   const auto synchronize = [] { synchronize_block(); };
   if (p.slices > 1 && !gather_slices<kFours, 2 * kAcross, Tile::kThreads>(p, four, memory, thread, synchronize)) return;
-  const Conv3x3End<Tile> out(p, Conv3x3Place::of<Tile>(p, not_before(x), not_before(y)), not_before(thread));
+  const Conv3x3End<Tile> out(p, Conv3x3Place::of<Tile>(p, not_before(x)), not_before(thread));
   if (p.score)
     out.score(sums, memory);
   else if (p.y_switches)

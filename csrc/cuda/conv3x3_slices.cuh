@@ -13,7 +13,7 @@ namespace ddn {
 template <int FOURS, int AT_ONCE, int THREADS, class Four, class Synchronize>
 DDN_DEVICE bool gather_slices(const Conv3x3Launch& p, const Four& four, Shared memory, int thread,
                               const Synchronize& synchronize) {
-  const int64_t tile = blockIdx.x + static_cast<int64_t>(gridDim.x) * blockIdx.y;
+  const int64_t tile = blockIdx.x;
   float* const first = p.sums + (tile * p.slices * FOURS * THREADS + thread) * 4;
   const int64_t slice = static_cast<int64_t>(FOURS) * THREADS * 4;
   DDN_UNROLL

@@ -27,10 +27,10 @@ struct Conv3x3Launch {
   unsigned* arrived;             // [tiles] zeros, likewise
   int64_t images;                // B
   int height, width, in_channels, out_channels;
-  int in_blocks;                                              // of 32
-  int rows, columns, pitch, tile_rows, tile_columns, slices;  // Conv3x3Plan
-  bool wide_input, wide_output;                               // 16-byte accesses are allowed
-  bool wide_switches;                                         // 8-byte ones
+  int in_blocks;                                                         // of 32
+  int rows, columns, pitch, tile_rows, tile_columns, out_tiles, slices;  // Conv3x3Plan
+  bool wide_input, wide_output;                                          // 16-byte accesses are allowed
+  bool wide_switches;                                                    // 8-byte ones
 };
 
 enum class Conv3x3Input { map, pooled, image };
@@ -64,11 +64,12 @@ struct Conv3x3Place {
   int row, column;  // of its first pixel
   int output;       // its first
 
-  // Of block (x, y) of the grid.
+  // Of block `x` of the grid: those of one tile of pixels follow each other, so that these come from memory once.
   template <class Tile>
-  static DDN_DEVICE Conv3x3Place of(const Conv3x3Launch& p, int x, int y) {
-    const int tiles = p.tile_rows * p.tile_columns, tile = x % tiles;
-    return {x / tiles, tile / p.tile_columns * p.rows * 2, tile % p.tile_columns * p.columns * 2, y * Tile::kOutputs};
+  static DDN_DEVICE Conv3x3Place of(const Conv3x3Launch& p, int x) {
+    const int tiles = p.tile_rows * p.tile_columns, pixels = x / p.out_tiles, tile = pixels % tiles;
+    return {pixels / tiles, tile / p.tile_columns * p.rows * 2, tile % p.tile_columns * p.columns * 2,
+            x % p.out_tiles * Tile::kOutputs};
   }
 };
 

@@ -1,8 +1,7 @@
 // conv3x3, one layer, for sm_90a: what conv3x3.cuh computes (SPEC sections 2 and 6, identities 5 and 7 to 9), by
 // products of warpgroups. Same parameters, same weights, same inputs but the image, same ends.
 //
-//   sums [64 outputs, pixels] += weights [64 outputs, 16 channels] @ x [16 channels, pixels]    per tap, per 16
-//   channels
+//   sums [64 outputs, pixels] += weights [64 outputs, 16 channels] @ x [16 channels, pixels]    per tap
 //
 // Weights are the left side, in registers: a word of the pairs layout, two neighbouring inputs of one output, is a word
 // of a left fragment, so the one layout serves both kernels. Row r of a warp's 16 is output 2*r, row r+8 the next.
@@ -17,12 +16,12 @@
 // multiply; warps 4 to 6 bring pixels, 32 channels at a time, warp 7 weights, by bulk copies, a row of the kernel at a
 // time (conv3x3_wgmma_input.cuh). Two blocks share a multiprocessor: while one begins or ends, the other multiplies.
 //
-// Bytes through shared memory in the time of one product m64nNk16, N/2 cycles of the matrix units, tile of P pixels:
-//   right side                          32 N             64 bytes a cycle
-//   left side, written and read         2 * 2048 N/P     25.6 of them at P = 320, 34 at 240
-//   pixels, written (border: 1.24 to 1.31)  36 to 38 N/9..    9
-// of 128 a cycle: 77 %. From the second-level cache 12.8 + 9 bytes a cycle at full rate, three fifths of what it gives.
-// From memory x, switches and weights are read about once, y is written once.
+// Bytes a tap of 32 channels moves through shared memory while the matrix units take P cycles, P = 320 pixels (or 240):
+//   right side, read       64 P                  64 a cycle
+//   left side              2 * 4096              25.6 (34), half of them written, half read
+//   pixels, written        64 P * border / 9     9, the border being 1.24 to 1.31 (1.3) of P
+// of 128 a cycle: 77 (84) %. From the second-level cache 12.8 + 9 bytes a cycle, 5.1 TB/s over the chip at full rate:
+// near what it gives. From memory x, switches and weights are read about once, y is written once.
 //
 // Time: products are asynchronous; those of one tap run while the next tap's weights come from shared memory into
 // registers that the tap before the last has left (hence three sets). The input of the next block of channels is
@@ -120,8 +119,8 @@ template <class Tile>
 DDN_GLOBAL void DDN_LAUNCH_BOUNDS(Tile::kThreads, 2) conv3x3_wgmma_kernel(const Conv3x3Launch p) {
   DDN_SHARED_MEMORY(shared);
   const Shared memory = shared_address(shared);
-  const int x = static_cast<int>(blockIdx.x), y = static_cast<int>(blockIdx.y), slice = static_cast<int>(blockIdx.z);
-  const Conv3x3Place place = Conv3x3Place::of<Tile>(p, x, y);
+  const int x = static_cast<int>(blockIdx.x), slice = static_cast<int>(blockIdx.z);
+  const Conv3x3Place place = Conv3x3Place::of<Tile>(p, x);
   const int begin = p.in_blocks * slice / p.slices, end = p.in_blocks * (slice + 1) / p.slices;
   const Conv3x3Barriers<Tile> barriers{memory + Tile::kBarriersAt};
   const int thread = static_cast<int>(threadIdx.x);
@@ -148,7 +147,7 @@ DDN_GLOBAL void DDN_LAUNCH_BOUNDS(Tile::kThreads, 2) conv3x3_wgmma_kernel(const 
     const auto four = [&](int k) { return sums[k / (Tile::kValues / 4)] + k % (Tile::kValues / 4) * 4; };
     constexpr int kFours = Tile::kStrips * Tile::kValues / 4;
     if (p.slices > 1 && !gather_slices<kFours, 8, Tile::kConsumers>(p, four, memory, thread, synchronize)) return;
-    const Conv3x3WgmmaEnd<Tile> out(p, Conv3x3Place::of<Tile>(p, not_before(x), not_before(y)), not_before(thread));
+    const Conv3x3WgmmaEnd<Tile> out(p, Conv3x3Place::of<Tile>(p, not_before(x)), not_before(thread));
     if (p.score)
       out.score(sums, memory);
     else if (p.y_switches)

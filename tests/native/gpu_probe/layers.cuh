@@ -97,7 +97,8 @@ class LayerCase {
     p.images = images_, p.height = p.width = layer_.side;
     p.in_channels = layer_.in, p.out_channels = layer_.out, p.in_blocks = blocks();
     p.rows = plan.rows, p.columns = plan.columns, p.pitch = plan.pitch();
-    p.tile_rows = plan.tile_rows, p.tile_columns = plan.tile_columns, p.slices = plan.slices;
+    p.tile_rows = plan.tile_rows, p.tile_columns = plan.tile_columns;
+    p.out_tiles = plan.out_tiles, p.slices = plan.slices;
     p.wide_input = p.wide_output = p.wide_switches = true;
     return p;
   }
