@@ -1,4 +1,4 @@
-"""The convolution on a GPU, by the portable kernel and by the best that the device has, in shapes that sm_90a's takes."""
+"""The convolution on a GPU, by the portable kernel and by the device's best, in shapes that sm_90a's takes."""
 
 from __future__ import annotations
 

@@ -1,8 +1,10 @@
 // What products of warpgroups reach on this device when nothing else is done, in the shapes of the convolution's tiles:
-// the ceiling of its kernel, and whether a right side that begins at any 16 bytes is as fast as an aligned one.
+// the ceiling of its kernel, and whether a right side that begins at any 16 bytes is as fast as an aligned one. And
+// what bulk copies bring from the second-level cache, of as many bytes as the weights of a layer of 512 channels.
 #pragma once
 #include <cstdio>
 
+#include "assumptions.h"
 #include "cuda/conv3x3_wgmma_tile.cuh"
 #include "timing.cuh"
 
@@ -92,9 +94,21 @@ Rates rates_of(const char* name, int multiprocessors) {
   return rates;
 }
 
+// TB/s.
+inline double copy_rate(int multiprocessors) {
+  RingLaunch p{};
+  p.rounds = 4000, p.period = 512 * 512 * 9 / 2 / kRingWords;
+  const DeviceArray<uint32_t> from(static_cast<size_t>(p.period) * kRingWords), sums(128 * 12);
+  p.from = from.at(), p.sums = sums.at();
+  const unsigned blocks = static_cast<unsigned>(2 * multiprocessors);
+  const double seconds = seconds_of([&] { DDN_LAUNCH_SHARED(ring_kernel, blocks, 256, kRingBytes, nullptr, p); });
+  return static_cast<double>(p.rounds) * kRingWords * 4 * blocks / seconds * 1e-12;
+}
+
 inline std::vector<Rates> measure_rates() {
   int count = 0;
   require_success(multiprocessors(count), "multiprocessors");
+  std::printf("bulk copies from the second-level cache, two blocks a multiprocessor: %.2f TB/s\n", copy_rate(count));
   const std::vector<Rates> all = {rates_of<Conv3x3TileKind::tall>("tall (2 of 160 columns)", count),
                                   rates_of<Conv3x3TileKind::wide>("wide (5 of 64 columns)", count),
                                   rates_of<Conv3x3TileKind::compact>("compact (3 of 80 columns)", count)};
