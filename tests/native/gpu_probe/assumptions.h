@@ -241,9 +241,9 @@ inline std::vector<Assumption> assumptions() {
   return {
       {"bulk copies, barriers and their phases, registers handed over", true,
        [] { return std::string(ring_holds() ? rules()[0].name : "sums differ"); }},
-      {"fragments; core matrices 128 bytes apart, bfloat16", true, products<BFloat16, 32>({0, 4096}, 8192, {128})},
-      {"fragments; core matrices 128 bytes apart, float16", true, products<Float16, 32>({0, 4096}, 8192, {128})},
-      {"a start at any 16 bytes, 64 columns", true, products<BFloat16, 32>(odd, 8192, {128})},
+      {"fragments; core matrices 128 bytes apart, bfloat16", true, products<BFloat16, 32>({0, 4096}, 6144, {128})},
+      {"fragments; core matrices 128 bytes apart, float16", true, products<Float16, 32>({0, 4096}, 6144, {128})},
+      {"a start at any 16 bytes, 64 columns", true, products<BFloat16, 32>(odd, 6144, {128})},
       {"core matrices any multiple of 16 bytes apart", true, products<BFloat16, 32>({0}, 8208, {144, 288, 416, 672})},
       {"taps of the tall tile, 160 columns", true, products<BFloat16, 80>(taps, 6416, {288})},
       {"taps of the wide tile, 64 columns", true, products<BFloat16, 32>({16, 32, 672, 688, 704, 1376}, 6800, {672})},
