@@ -22,6 +22,7 @@ from typing import Any
 import groups_conv
 import groups_head
 import groups_maps
+import groups_training
 import machine
 import timing
 import torch
@@ -142,6 +143,7 @@ def all_groups(setting: Setting, only: list[str]) -> Iterator[partial[Group]]:
         groups_conv: [op for op in reference.OPS if op.startswith("conv3x3")],
         groups_head: ["dense", "class_gate"],
         groups_maps: [*groups_maps.POOLING, "merge_scores"],
+        groups_training: list(groups_training.OPS),
     }
     for source, names in sources.items():
         wanted = [op for op in names if op in only]
