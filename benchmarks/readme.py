@@ -16,11 +16,17 @@ from pathlib import Path
 import end_to_end
 import few_shot
 import ops
+import training_step
 from machine import RESULTS, ROOT
 
 from ddn_fast.images import write_atomic
 
-TABLES = {"ops": ops.table, "end_to_end": end_to_end.table, "few_shot": few_shot.table}
+TABLES = {
+    "ops": ops.table,
+    "end_to_end": end_to_end.table,
+    "few_shot": few_shot.table,
+    "training_step": training_step.table,
+}
 _TABLE = re.compile(r"(<!-- results: (\S+)((?: \S+)*) -->\n).*?(<!-- /results -->)", re.DOTALL)
 
 

@@ -17,7 +17,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -155,8 +155,55 @@ def main() -> int:
             others = [r for r in report[kind] if (r["case"], r["precision"]) != (name, precision)]
             report[kind] = [*others, row]
             write_atomic(path, (json.dumps(report, indent=1) + "\n").encode())
+    draw(report, path.with_suffix(".png"))
     print(path)
     return 0
+
+
+def table(report: dict[str, Any], words: Sequence[str] = ()) -> str:
+    """Markdown: milliseconds of a sub-batch and peak memory of each way, and how many times ours is better.
+
+    `words` choose cases by their first word; none: all.
+    """
+    ratios = ["", *(f"{way} / {OURS}" for way in (PLAIN, COMPILED))]
+    lines = [
+        " | ".join(
+            ["sub-batch", *(f"{way}, ms" for way in WAYS), *ratios[1:], *(f"{way}, GB" for way in WAYS), "ratio"]
+        ),
+        "---" + "|---:" * (2 * len(WAYS) + 3),
+    ]
+    memory = {(row["case"], row["precision"]): row for row in report["memory"]}
+    for row in report["rows"]:
+        if words and row["case"].split(",")[0] not in words:
+            continue
+        times = [row[way]["step_ms"] for way in WAYS]
+        cells = [f"{row['case']}, {row['precision']}", *(f"{ms:.0f}" for ms in times)]
+        cells += [f"{ms / times[2]:.2f}" for ms in times[:2]]
+        peaks = [memory.get((row["case"], row["precision"]), {}).get(way, {}).get("peak") for way in WAYS]
+        cells += ["-" if peak is None else f"{peak / 1e9:.2f}" for peak in peaks]
+        plain = [peak for peak in peaks[:2] if peak is not None]
+        cells.append(f"{min(plain) / peaks[2]:.2f}" if plain and peaks[2] else "-")
+        lines.append(" | ".join(cells))
+    return "\n".join(lines)
+
+
+def draw(report: dict[str, Any], path: Path) -> None:
+    """Images a second of each way in each case."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    axes = figure.subplots()
+    names = [f"{row['case']}\n{row['precision']}" for row in report["rows"]]
+    for place, way in enumerate(WAYS):
+        speeds = [row[way]["images_per_second"] for row in report["rows"]]
+        axes.bar([at + 0.27 * (place - 1) for at in range(len(names))], speeds, 0.27, label=way)
+    axes.set_xticks(range(len(names)), names, fontsize=7)
+    axes.set_yscale("log")
+    axes.set_ylabel("images a second, forward and backward")
+    axes.legend()
+    figure.savefig(path, dpi=120)
 
 
 def _peaks(name: str, precision: str) -> dict[str, Any]:
