@@ -31,7 +31,7 @@ from gpu_machine import ROOT, arch_of, build_fingerprint, fingerprint, git, nvid
 
 HERE = ROOT / "benchmarks"
 STAMP = ROOT / "build/gpu-build.json"
-PARTS = ("build", "test", "ops", "end_to_end", "sanitize", "profile")  # the most important first
+PARTS = ("build", "probe", "test", "ops", "end_to_end", "sanitize", "profile")  # the most important first
 RESERVE_S = 8.0  # of the budget, to write and print what was found
 TAIL_LINES = 30
 MAX_OUTPUT = 4 << 20  # bytes of a step's output that are looked at
@@ -118,10 +118,17 @@ class Run:
     def everything(self, work: Path) -> int:
         """Every part in turn; returns the exit status."""
         self.save()
-        if "build" not in self.parts and not self.arguments.smoke and not is_built(self.environment()):
+        if (
+            self.parts != ["probe"]
+            and "build" not in self.parts
+            and not self.arguments.smoke
+            and not is_built(self.environment())
+        ):
             self.parts = ["build", *self.parts]
         bad = False
         for part in (part for part in PARTS if part in self.parts):
+            if part == "probe" and self.machine.get("capability") != [9, 0] and not self.arguments.smoke:
+                continue
             for step in self.steps(part, work):
                 record = self.step(step, part)
                 record["part"] = part
@@ -198,6 +205,13 @@ def gpu_steps(part: str, work: Path, left: float, alone: bool) -> Iterator[Step]
     if part == "build":
         yield Step("build", [python, "setup.py", "build_ext", "--inplace"], 420)
         yield Step("info", [python, "-c", INFO], 90)
+    elif part == "probe":  # tests/native/gpu_probe has its own program: it is the first to meet the hardware
+        sources = ["tests/native/gpu_probe/gpu_probe.cu", *sorted(map(str, relative("csrc/cuda", "conv3x3*.cu")))]
+        flags = ["-t0", "-std=c++17", "-O3", "-Icsrc", "-DDDN_HAVE_WGMMA", HOPPER]
+        probe = str(work / "gpu_probe")
+        command = [program("nvcc") or "", *flags, "-o", probe, *sources, "csrc/cuda/isa.cu"]
+        yield Step("probe-build", command, 240, needs="nvcc")
+        yield Step("probe", [probe, "--json", str(work / "gpu_probe.json")], 150, 0.4, results="gpu_probe.json")
     elif part == "test":
         # a file is a process: an error of the device loses what comes after it in the same process
         options = ["-v", "--tb=short", "-m", "gpu", "-p", "no:cacheprovider", "-o", "faulthandler_timeout=90"]
@@ -241,6 +255,12 @@ def test_files() -> list[Path]:
     return [path for path in sorted((ROOT / "tests").glob("test_*.py")) if marks.search(path.read_text())]
 
 
+def relative(folder: str, pattern: str) -> list[Path]:
+    """Files of the sources, from their root."""
+    return [path.relative_to(ROOT) for path in (ROOT / folder).glob(pattern)]
+
+
+HOPPER = "-gencode=arch=compute_90a,code=sm_90a"  # all that the probe is for
 NO_CACHE = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}  # each tensor an allocation of its own: nothing beside it is its
 NCU_SECTIONS = ("SpeedOfLight", "LaunchStats", "Occupancy")
 
@@ -250,6 +270,7 @@ def smoke_steps(part: str, work: Path, left: float, alone: bool) -> Iterator[Ste
     python, quick = sys.executable, ["--quick", "--out", str(work)]
     commands = {
         "build": [python, "setup.py", "--version"],
+        "probe": [python, "-c", "pass"],
         "test": [python, "-m", "pytest", "-q", "-m", "gpu", "--collect-only", "-p", "no:cacheprovider",
                  "tests/test_captured.py"],
         "ops": [python, str(HERE / "ops.py"), *quick, "--threads", "1", "--only", "merge_scores"],
@@ -322,7 +343,7 @@ def collect(work: Path, pattern: str) -> dict[str, Any]:
                 found["profile"] = gpu_table.ncu_rows(path.read_text(errors="replace"))
             else:
                 report = json.loads(path.read_text())
-                found[report["benchmark"]] = report
+                found[report.get("benchmark", path.stem)] = report
     return found
 
 

@@ -6,12 +6,15 @@ python benchmarks/gpu_every_op.py [--device cuda] [--only conv3x3 dense]
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
+import machine
 import torch
+from groups import CUDA_ISA_VARIABLE
 from machine import ROOT
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
@@ -43,9 +46,21 @@ def calls(device: str, only: list[str]) -> Iterator[tuple[str, Callable[[], Any]
             else:
                 for case in CASES[name]:
                     arguments = tree_map_only(Tensor, lambda x: x.to(device), case(dtype))
-                    yield f"{name} {case} {dtype}", partial(op, *arguments)
+                    for isa in machine.cuda_isas() if device == "cuda" and name.startswith("conv3x3") else [""]:
+                        yield f"{name} {case} {dtype} {isa}", partial(held_to, isa, op, *arguments)
     if set(only) == set(reference.OPS):
         yield "engine", partial(engine, device)
+
+
+def held_to(isa: str, op: Callable[..., Any], *arguments: Any) -> Any:
+    """`op` by these matrix instructions, where any are named."""
+    if not isa:
+        return op(*arguments)
+    os.environ[CUDA_ISA_VARIABLE] = isa  # read at every call
+    try:
+        return op(*arguments)
+    finally:
+        del os.environ[CUDA_ISA_VARIABLE]
 
 
 def engine(device: str) -> Tensor:

@@ -22,6 +22,7 @@ from ddn_fast.config import NetConfig
 OURS = "ddn_fast"
 DTYPES = (torch.float32, torch.bfloat16)
 ISA_VARIABLE = "DDN_MAX_CPU_ISA"
+CUDA_ISA_VARIABLE = "DDN_MAX_CUDA_ISA"
 
 _VECTOR = ("avx2", "avx512")
 _BFLOAT16 = ("avx512_bf16", "amx_bf16")
@@ -121,8 +122,10 @@ class Setting(NamedTuple):
 
         Those with products of bfloat16 matter to dense layers and to convolutions whose weights lie in pairs.
         """
-        if self.namespace is reference or self.on_cuda:
+        if self.namespace is reference:
             return [None]
+        if self.on_cuda:
+            return list(machine.cuda_isas()) if op.startswith("conv3x3") else [None]
         present = machine.isas()
         if self.isas:
             return [isa for isa in present if isa in self.isas]
@@ -135,20 +138,21 @@ class Setting(NamedTuple):
     ) -> Iterator[Rival]:
         """The op in each instruction set; `arguments` gives those of the next call."""
         function = getattr(self.namespace, op)
+        variable = CUDA_ISA_VARIABLE if self.on_cuda else ISA_VARIABLE
         for isa in self.isas_of(op, dtype, layout):
-            yield Rival(OURS, _held_to(isa, lambda: function(*arguments())), isa, layout)
+            yield Rival(OURS, _held_to(isa, variable, lambda: function(*arguments())), isa, layout)
 
     def cold(self, make: Callable[[], Any], size: int) -> Cold[Any]:
         """Copies of weights, `size` bytes each; on CUDA one, the clock empties the caches."""
         return Cold(make, size, self.quick, flushed=self.on_cuda)
 
 
-def _held_to(isa: str | None, call: Callable[[], Any]) -> Callable[[], Any]:
+def _held_to(isa: str | None, variable: str, call: Callable[[], Any]) -> Callable[[], Any]:
     if isa is None:
         return call
 
     def run() -> Any:
-        os.environ[ISA_VARIABLE] = isa  # read by every op when it is called
+        os.environ[variable] = isa  # read by every op when it is called
         return call()
 
     return run

@@ -102,6 +102,12 @@ def cuda_cache_bytes() -> int:
     return getattr(properties, "L2_cache_size", 0) or 64 << 20
 
 
+def cuda_isas() -> list[str]:
+    """Matrix instructions that the device's convolutions may use, as DDN_MAX_CUDA_ISA names them, worst first."""
+    native = extension()
+    return {"wgmma": ["mma", "wgmma"], "mma": ["mma"]}.get(native.cuda_isa() if native else None, [])
+
+
 def cuda_clocks() -> dict[str, str]:
     """What nvidia-smi says now: driver, clocks, temperature, power; nothing where it is not there."""
     keys = ("driver_version", "clocks.sm", "clocks.mem", "clocks.max.sm", "temperature.gpu", "power.draw", "pstate")

@@ -26,7 +26,7 @@ import groups_training
 import machine
 import timing
 import torch
-from groups import ISA_VARIABLE, OURS, Group, Rival, Setting
+from groups import CUDA_ISA_VARIABLE, ISA_VARIABLE, OURS, Group, Rival, Setting
 
 from ddn_fast import reference
 from ddn_fast.config import NetConfig
@@ -53,7 +53,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, default=machine.RESULTS, help="folder for JSON and plot")
     parser.add_argument("--ops", choices=("compiled", "reference"), default="compiled", help="whose ops are ours")
-    parser.add_argument("--only", nargs="+", choices=reference.OPS, default=list(reference.OPS), metavar="OP")
+    parser.add_argument(
+        "--only", nargs="+", choices=reference.OPS, metavar="OP", help="default: all; on CUDA those of inference"
+    )
     parser.add_argument("--isa", nargs="+", choices=machine.isas(), default=[], help="default: those that matter")
     parser.add_argument(
         "--batches", type=int, nargs="+", help="maps of a stage, images of a dense layer (default 1 4; on CUDA 32 8 1)"
@@ -95,7 +97,8 @@ def main() -> int:
     }
     path = arguments.out / f"ops-{report['machine']['name']}.json"
     with torch.device(arguments.device):
-        for rows, failure in measured(setting, arguments.only, report["ceilings"], limits):
+        only = arguments.only or [op for op in reference.OPS if not (on_cuda and op in groups_training.OPS)]
+        for rows, failure in measured(setting, only, report["ceilings"], limits):
             report["rows"] += rows
             if failure:
                 report.setdefault("failed", []).append(failure)
@@ -154,7 +157,7 @@ def all_groups(setting: Setting, only: list[str]) -> Iterator[partial[Group]]:
 @torch.no_grad()
 def measure(group: Group, ceilings: dict[str, float | None], limits: dict[str, Any]) -> list[dict[str, Any]]:
     """One row for each rival of a group."""
-    before = os.environ.get(ISA_VARIABLE)
+    before = {name: os.environ.get(name) for name in (ISA_VARIABLE, CUDA_ISA_VARIABLE)}
     try:
         with torch.backends.cudnn.flags(benchmark=False):  # once each: not worth a search
             truth = group.truth()
@@ -162,10 +165,10 @@ def measure(group: Group, ceilings: dict[str, float | None], limits: dict[str, A
         del truth
         times = timing.interleave({rival.label: rival.run for rival in group.rivals}, **limits)
     finally:
-        if before is None:
-            os.environ.pop(ISA_VARIABLE, None)
-        else:
-            os.environ[ISA_VARIABLE] = before
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
     tolerance = group.tolerance([errors[rival.label] for rival in group.rivals if rival.name != OURS])
     correct = {label: error <= tolerance for label, error in errors.items()}  # a NaN is not
     ours = [times[rival.label].ms for rival in group.rivals if rival.name == OURS and correct[rival.label]]

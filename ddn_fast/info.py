@@ -34,8 +34,9 @@ def collect() -> dict[str, Any]:
     Keys: ``ddn_fast``, ``python``, ``platform``, ``versions`` (None where not installed), ``build`` (None without the
     extension), ``cpu`` (``cores``, ``threads``, ``features``, ``isa``: the instruction set that kernels use), ``cuda``
     (torch's CUDA version or None), ``gpus`` (each with ``capability``, whether it is ``covered`` by the kernels built,
-    the architecture whose ``code`` it runs, and ``conv3x3``, how that multiplies matrices), ``ops`` (op to ``{"cpu":
-    bool, "cuda": bool}``) and ``missing``: a sentence for each kernel that cannot run here, saying how to get it.
+    the architecture whose ``code`` it runs, and the matrix instructions of its ``conv3x3``: mma or wgmma), ``ops`` (op
+    to ``{"cpu": bool, "cuda": bool}``) and ``missing``: a sentence for each kernel that cannot run here, saying how to
+    get it.
     """
     native, missing = _extension()
     if native:
@@ -155,11 +156,6 @@ def code_for(archs: list[str], capability: tuple[int, int]) -> str | None:
     return max(found)[3] if found else None
 
 
-def conv3x3_variant(code: str) -> str:
-    """How conv3x3 multiplies matrices in code for this architecture (csrc/cuda chooses)."""
-    return "mma.sync"
-
-
 def _extension() -> tuple[Any, list[str]]:
     try:
         return import_module("ddn_fast._C"), []
@@ -188,8 +184,18 @@ def _gpu(index: int, build: dict[str, Any] | None) -> dict[str, Any]:
         "memory_bytes": properties.total_memory,
         "covered": code is not None,
         "code": code,
-        "conv3x3": conv3x3_variant(code) if code else None,
+        "conv3x3": _cuda_isa(index) if code else None,
     }
+
+
+def _cuda_isa(index: int) -> str | None:
+    """The matrix instructions of a GPU's convolutions, as ``_C.cuda_isa`` names them."""
+    native, _ = _extension()
+    try:
+        with torch.cuda.device(index):
+            return str(native.cuda_isa())
+    except RuntimeError as error:  # DDN_MAX_CUDA_ISA names none
+        raise InputError(str(error)) from error
 
 
 def _no_kernel(gpu: dict[str, Any], build: dict[str, Any]) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 import gpu
 import gpu_table
 import groups_conv
+import machine
 import ops as op_benchmark
 import pytest
 import stock
@@ -178,9 +179,9 @@ def test_steps_of_a_gpu_machine_are_programs_and_files_that_exist(tmp_path: Path
         steps = list(gpu.gpu_steps(part, tmp_path, 300.0, False))
         assert steps
         for step in steps:
-            assert step.command[0] == PYTHON or step.needs
-            scripts = [word for word in step.command if word.endswith(".py")]
-            assert scripts or step.name == "info"
+            assert step.command[0] == PYTHON or step.needs or step.command[0].startswith(str(tmp_path))
+            scripts = [word for word in step.command if word.endswith((".py", ".cu"))]
+            assert scripts or step.name in ("info", "probe")
             assert all((ROOT / script).is_file() for script in scripts)
     names = [path.stem for path in gpu.test_files()]
     assert {"test_ops", "test_ops_inference", "test_runtime", "test_captured"} <= set(names)
@@ -273,9 +274,9 @@ def test_kernels_are_read_from_what_ncu_writes() -> None:
 
 
 def test_targets_are_worked_out_from_the_results() -> None:
-    def row(ms: float, tflops: float, maps: int = 32) -> dict[str, Any]:
-        case = f"stage conv1_1 to _2, {maps} maps"
-        return {"rival": "ddn_fast", "case": case, "ms": ms, "tflops": tflops}
+    def row(number: int, ms: float, tflops: float, maps: int = 32) -> dict[str, Any]:
+        case = f"stage {number} to _2, {maps} maps"
+        return {"rival": "ddn_fast", "case": case, "ms": ms, "tflops": tflops, "correct": True}
 
     def rival(images_s: float, peak: float = 0.0) -> dict[str, Any]:
         return {"images_s": images_s, "ms": 1e3 / images_s, "peak_mib": peak}
@@ -285,7 +286,11 @@ def test_targets_are_worked_out_from_the_results() -> None:
             {
                 "ops": {
                     "ceilings": {"cuda_bfloat16": 800.0},
-                    "rows": [*(row(1.0, 700.0) for _ in range(5)), *(row(3.0, 500.0) for _ in range(5)), row(1, 9, 8)],
+                    "rows": [
+                        *(row(k, 1.0, 700.0) for k in range(5)), *(row(k, 3.0, 500.0) for k in range(5, 10)),
+                        row(0, 1, 9, 8), row(0, 2.0, 350.0),
+                        row(1, 0.1, 7000.0) | {"correct": False},
+                    ],
                 },
                 "end_to_end_cuda": {
                     "rivals": {
@@ -344,6 +349,7 @@ def test_scenarios_have_the_passes_they_are_named_for() -> None:
 def test_the_rivals_on_cuda_compute_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stock, "on_cuda", lambda _: True)
     monkeypatch.setattr(stock, "conv_fused", stock.conv)
+    monkeypatch.setattr(machine, "cuda_isas", lambda: ["mma", "wgmma"])
     setting = Setting(ops, op_benchmark.QUICK, (2, 1), (), True, "cuda")
     ceilings = {"cuda_bfloat16": 1.0, "dram_read_gb_s": 10.0}
     limits = {"seconds": 0.01, "samples": 2, "least": 2, "clock": timing.HostClock()}
@@ -356,6 +362,8 @@ def test_the_rivals_on_cuda_compute_the_same(monkeypatch: pytest.MonkeyPatch) ->
     assert {row["dtype"] for row in found} == {"bfloat16", "float32"}  # that of merge_scores
     assert {row["layout"] for row in found if row["op"].startswith("conv") and row["rival"] == "ddn_fast"} == {"pairs"}
     assert {row["rival"] for row in found if row["op"].startswith("conv")} == {"ddn_fast", "cuDNN", "cuDNN, ReLU fused"}
+    assert {row["isa"] for row in found if row["op"].startswith("conv")} == {"mma", "wgmma", None}
+    assert "DDN_MAX_CUDA_ISA" not in os.environ
     stages = [row["case"] for row in found if row["case"].startswith("stage")]
     assert stages[0].endswith("2 maps")
     assert len({case for case in stages if case.endswith("2 maps")}) == len(groups_conv.stages(op_benchmark.QUICK))
@@ -363,6 +371,7 @@ def test_the_rivals_on_cuda_compute_the_same(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_a_group_that_fails_on_cuda_is_noted_and_the_next_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stock, "on_cuda", lambda _: True)
+    monkeypatch.setattr(machine, "cuda_isas", lambda: ["mma"])
 
     def broken(*_: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")

@@ -116,9 +116,10 @@ def test_info_says_what_a_gpu_uses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native, "build_info", lambda: build)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: Properties)
-    assert re.search(r"^kernels use +80-real, conv3x3 by mma\.sync$", info.text(), re.MULTILINE)
+    monkeypatch.setattr(info, "_cuda_isa", lambda _: "mma")
+    assert re.search(r"^kernels use +80-real, conv3x3 by mma$", info.text(), re.MULTILINE)
     assert info.engine_lacks(torch.device("cuda:0")) is None
-    assert info.kernels_of(0) == "NVIDIA Test, 80-real, mma.sync"
+    assert info.kernels_of(0) == "NVIDIA Test, 80-real, mma"
     build["cuda_archs"] = ["90a-real"]
     assert "rebuild with 8.6 in TORCH_CUDA_ARCH_LIST" in info.text()
     assert re.search(r"^kernels use +none fits$", info.text(), re.MULTILINE)
