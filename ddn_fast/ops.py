@@ -33,7 +33,8 @@ except ImportError as error:
         "and builds CUDA kernels too where nvcc is found."
     ) from error
 
-from . import training_ops
+from . import dense_ops, training_ops
+from .dense_ops import check_float, check_shape, dense, dense_outer
 from .training_ops import deconv3x3_moments, deconv3x3_moments_backward, seg_score, seg_score_backward
 
 __all__ = [  # noqa: RUF022  in the order of reference.OPS
@@ -137,24 +138,6 @@ def conv3x3_score(
     )
 
 
-def dense(x: Tensor, weight: Tensor, bias: Tensor | None = None, relu: bool = False) -> Tensor:
-    """``x @ weight.T + bias``, then perhaps ReLU: fc6, fc7 and their kin as products of matrices (SPEC section 3).
-
-    x ``[M,K]``, weight ``[N,K]``, each float32 or bfloat16, bias ``[N]`` float32; returns ``[M,N]`` float32. x is
-    rounded to weight's dtype; products are summed in float32. Every weight is read once for up to 128 rows of x.
-    Gradients: of float32 x and weight, without bias and ReLU.
-    """
-    return torch.ops.ddn_fast.dense.default(x, weight, bias, relu)
-
-
-def dense_outer(a: Tensor, b: Tensor) -> Tensor:
-    """``a.T @ b``: the sum of the outer products of their rows, of which the gradients of :func:`dense` are made.
-
-    a ``[D,R]``, b ``[D,C]``, float32; returns ``[R,C]``. Its gradients are made of :func:`dense` and itself.
-    """
-    return torch.ops.ddn_fast.dense_outer.default(a, b)
-
-
 def class_gate(
     cls_weight: Tensor,
     fc7_weight: Tensor,
@@ -210,23 +193,11 @@ def _check_switches(op: str, x: Tensor, h: int, w: int, switches: Tensor, image_
     )
 
 
-def _check_float(op: str, **tensors: Tensor) -> None:
-    for name, tensor in tensors.items():
-        torch._check(
-            tensor.dtype in (torch.float32, torch.bfloat16) or (tensor.is_cuda and tensor.dtype == torch.float16),
-            lambda name=name, tensor=tensor: f"{op}: {name} must be Float or BFloat16, got {tensor.dtype}",
-        )
-
-
 def _check_stage_dtype(op: str, x: Tensor) -> None:
     wanted, names = (torch.float32, torch.bfloat16), "Float or BFloat16"
     if x.is_cuda:
         wanted, names = (torch.bfloat16, torch.float16), "BFloat16 or Half on CUDA"
     torch._check(x.dtype in wanted, lambda: f"{op}: x must be {names}, got {x.dtype}")
-
-
-def _check_shape(op: str, name: str, tensor: Tensor, wanted: list[int]) -> None:
-    torch._check(list(tensor.shape) == wanted, lambda: f"{op}: {name} must be {wanted}, got {list(tensor.shape)}")
 
 
 @torch.library.register_fake("ddn_fast::max_pool2x2")
@@ -313,91 +284,9 @@ def _conv3x3_score_fake(
     image_of_pass: Tensor | None = None,
 ) -> Tensor:
     channels, height, width = _stage_size("conv3x3_score", x, weights, biases, switches, image_of_pass)
-    _check_shape("conv3x3_score", "score_weight", score_weight, [channels])
-    _check_shape("conv3x3_score", "score_bias", score_bias, [1])
+    check_shape("conv3x3_score", "score_weight", score_weight, [channels])
+    check_shape("conv3x3_score", "score_bias", score_bias, [1])
     return x.new_empty(x.shape[0], height, width, dtype=torch.float32)
-
-
-def _check_dense(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
-    _check_float("dense", x=x, weight=weight)
-    torch._check(weight.dim() == 2, lambda: f"dense: weight must be [N,K], got {list(weight.shape)}")
-    outputs, inputs = weight.shape
-    torch._check(x.dim() == 2 and x.shape[1] == inputs, lambda: f"dense: x must be [M,{inputs}], got {list(x.shape)}")
-    if bias is not None:
-        _check_shape("dense", "bias", bias, [outputs])
-
-
-@torch.library.register_fake("ddn_fast::dense")
-def _dense_fake(x: Tensor, weight: Tensor, bias: Tensor | None = None, relu: bool = False) -> Tensor:
-    _check_dense(x, weight, bias)
-    return x.new_empty(x.shape[0], weight.shape[0], dtype=torch.float32)
-
-
-@torch.library.register_kernel("ddn_fast::dense", "cuda")
-def _dense_cuda(x: Tensor, weight: Tensor, bias: Tensor | None = None, relu: bool = False) -> Tensor:
-    # a plain product of matrices: the vendor library is at the floor of what memory allows
-    _check_dense(x, weight, bias)
-    if weight.dtype == torch.float32:
-        y = x.float() @ weight.T
-    else:
-        y = torch.mm(x.to(weight.dtype), weight.T, out_dtype=torch.float32)
-    if bias is not None:
-        y += bias
-    return y.relu_() if relu else y
-
-
-def _dense_context(ctx: _Context, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, weight, bias, relu = inputs
-    plain = bias is None and not relu and x.dtype == weight.dtype == torch.float32
-    ctx.save_for_backward(*((x, weight) if plain else ()))
-
-
-def _dense_backward(ctx: _Context, grad: Tensor) -> tuple[Tensor | None, ...]:
-    if not ctx.saved_tensors:
-        raise RuntimeError("dense has gradients of float32 x and weight only, without bias and relu")
-    x, weight = ctx.saved_tensors
-    wanted = ctx.needs_input_grad
-    return (
-        dense_outer(grad.T, weight) if wanted[0] else None,
-        dense_outer(grad, x) if wanted[1] else None,
-        None,
-        None,
-    )
-
-
-def _check_outer(a: Tensor, b: Tensor) -> None:
-    for name, tensor in (("a", a), ("b", b)):
-        torch._check(
-            tensor.dtype == torch.float32,
-            lambda name=name, tensor=tensor: f"dense_outer: {name} must be Float, got {tensor.dtype}",
-        )
-    torch._check(a.dim() == 2, lambda: f"dense_outer: a must be [D,R], got {list(a.shape)}")
-    torch._check(
-        b.dim() == 2 and b.shape[0] == a.shape[0],
-        lambda: f"dense_outer: b must be [{a.shape[0]},C], got {list(b.shape)}",
-    )
-
-
-@torch.library.register_fake("ddn_fast::dense_outer")
-def _dense_outer_fake(a: Tensor, b: Tensor) -> Tensor:
-    _check_outer(a, b)
-    return a.new_empty(a.shape[1], b.shape[1])
-
-
-@torch.library.register_kernel("ddn_fast::dense_outer", "cuda")
-def _dense_outer_cuda(a: Tensor, b: Tensor) -> Tensor:
-    _check_outer(a, b)
-    return a.T @ b
-
-
-def _dense_outer_context(ctx: _Context, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs)
-
-
-def _dense_outer_backward(ctx: _Context, grad: Tensor) -> tuple[Tensor | None, ...]:
-    a, b = ctx.saved_tensors
-    wanted = ctx.needs_input_grad
-    return dense(b, grad) if wanted[0] else None, dense_outer(a.T, grad) if wanted[1] else None
 
 
 @torch.library.register_fake("ddn_fast::class_gate")
@@ -412,23 +301,23 @@ def _class_gate_fake(
     label: Tensor,
 ) -> Tensor:
     op = "class_gate"
-    _check_float(op, cls_weight=cls_weight, fc7_weight=fc7_weight, fc6_weight=fc6_weight, fc6=fc6, fc7=fc7)
+    check_float(op, cls_weight=cls_weight, fc7_weight=fc7_weight, fc6_weight=fc6_weight, fc6=fc6, fc7=fc7)
     for name, tensor, wanted in (("cls_weight", cls_weight, "[L,F]"), ("fc6_weight", fc6_weight, "[F,K]")):
         torch._check(
             tensor.dim() == 2,
             lambda name=name, tensor=tensor, wanted=wanted: f"{op}: {name} must be {wanted}, got {list(tensor.shape)}",
         )
     labels, features = cls_weight.shape
-    _check_shape(op, "fc7_weight", fc7_weight, [features, features])
-    _check_shape(op, "fc6_weight", fc6_weight, [features, fc6_weight.shape[1]])
+    check_shape(op, "fc7_weight", fc7_weight, [features, features])
+    check_shape(op, "fc6_weight", fc6_weight, [features, fc6_weight.shape[1]])
     torch._check(
         fc6.dim() == 3 and fc6.shape[2] == features,
         lambda: f"{op}: fc6 must be [B,G*G,{features}], got {list(fc6.shape)}",
     )
-    _check_shape(op, "fc7", fc7, list(fc6.shape))
-    _check_shape(op, "position", position, [fc6.shape[0], labels])
+    check_shape(op, "fc7", fc7, list(fc6.shape))
+    check_shape(op, "position", position, [fc6.shape[0], labels])
     torch._check(image.dim() == 1, lambda: f"{op}: image must be [Q], got {list(image.shape)}")
-    _check_shape(op, "label", label, list(image.shape))
+    check_shape(op, "label", label, list(image.shape))
     return cls_weight.new_empty(image.shape[0], fc6_weight.shape[1], dtype=torch.float32)
 
 
@@ -491,8 +380,7 @@ def _register_without_gradient(op: str) -> None:
     torch.library.register_autograd(f"ddn_fast::{op}", backward)
 
 
-torch.library.register_autograd("ddn_fast::dense", _dense_backward, setup_context=_dense_context)
-torch.library.register_autograd("ddn_fast::dense_outer", _dense_outer_backward, setup_context=_dense_outer_context)
+dense_ops.register()
 training_ops.register()
 for _op in (
     *("conv3x3", "conv3x3_max_pool2x2", "conv3x3_score", "class_gate", "merge_scores"),

@@ -14,8 +14,8 @@ PACKAGE = Path(__file__).parent.parent / "ddn_fast"
 # Imports point up this list only: a module knows those above it and none below.
 ORDER = [
     "_C",  # the compiled extension
-    "errors", "distributed", "config", "labels", "images", "drawing", "packing", "plan", "reference", "training_ops",
-    "ops", "info", "captured", "runtime", "segmentation", "network", "folding", "image_part", "engine",
+    "errors", "distributed", "config", "labels", "images", "drawing", "packing", "plan", "reference", "dense_ops",
+    "training_ops", "ops", "info", "captured", "runtime", "segmentation", "network", "folding", "image_part", "engine",
     "caffemodel", "release", "vgg", "weights", "evaluate",
     "data.voc", "data.tags", "data.few", "data.windows", "data.items", "data.datasets", "data.synthetic",
     "data.matfile", "data.sbd", "data",

@@ -163,7 +163,7 @@ STABLE_TORCH_LIBRARY_IMPL(ddn_fast, CPU, m) {
   m.impl("class_gate", TORCH_BOX(&ddn::class_gate));
 }
 
-// dense and dense_outer on CUDA are the vendor library's, by way of torch: ddn_fast/ops.py registers them.
+// dense and dense_outer on CUDA are the vendor library's, by way of torch: ddn_fast/dense_ops.py registers them.
 STABLE_TORCH_LIBRARY_IMPL(ddn_fast, CUDA, m) {
   m.impl("class_gate", TORCH_BOX(&ddn::class_gate));
 }

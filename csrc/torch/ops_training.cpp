@@ -227,7 +227,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(ddn_fast, m) {
       "(Tensor grad_x, Tensor grad_scale, Tensor grad_shift, Tensor grad_weight, Tensor grad_bias)");
 }
 
-// On CUDA they are put together from torch's own: ddn_fast/ops.py registers that.
+// On CUDA they are put together from torch's own: ddn_fast/training_ops.py registers that.
 STABLE_TORCH_LIBRARY_IMPL(ddn_fast, CPU, m) {
   m.impl("deconv3x3_moments", TORCH_BOX(&ddn::deconv3x3_moments));
   m.impl("deconv3x3_moments_backward", TORCH_BOX(&ddn::deconv3x3_moments_backward));
