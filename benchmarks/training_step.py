@@ -51,6 +51,7 @@ CASES = {
     "full, 4 images": Case(NetConfig(), 4, 5),
     "full, 1 image": Case(NetConfig(), 1, 7),
     "full, 16 images": Case(NetConfig(), 16, 3),
+    "full, 32 images": Case(NetConfig(), 32, 3),
     "narrow, 32 images": Case(NARROW, 32, 15),
 }
 PLAIN, COMPILED, OURS = "plain eager", "plain compiled", "ddn_fast"
@@ -137,6 +138,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=machine.RESULTS, help="folder for the JSON")
     parser.add_argument("--case", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--precision", nargs="+", choices=("bfloat16", "float32"), default=["bfloat16", "float32"])
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--memory", action="store_true", help="peak memory of each way instead of times")
     parser.add_argument("--memory-of", choices=WAYS, help=argparse.SUPPRESS)  # in a process of its own
     arguments = parser.parse_args()
@@ -151,7 +153,8 @@ def main() -> int:
     kind = "memory" if arguments.memory else "rows"
     for name in arguments.case:
         for precision in arguments.precision:
-            row = _peaks(name, precision) if arguments.memory else measure(name, precision)
+            take = _peaks if arguments.memory else measure
+            row = take(name, precision, tuple(arguments.ways))
             others = [r for r in report[kind] if (r["case"], r["precision"]) != (name, precision)]
             report[kind] = [*others, row]
             write_atomic(path, (json.dumps(report, indent=1) + "\n").encode())
@@ -161,30 +164,26 @@ def main() -> int:
 
 
 def table(report: dict[str, Any], words: Sequence[str] = ()) -> str:
-    """Markdown: milliseconds of a sub-batch and peak memory of each way, and how many times ours is better.
-
-    `words` choose cases by their first word; none: all.
-    """
-    ratios = ["", *(f"{way} / {OURS}" for way in (PLAIN, COMPILED))]
+    """Markdown: milliseconds of a sub-batch, or with the word "memory" peak gigabytes, of each way and their ratios."""
+    rows = report["memory" if "memory" in words else "rows"]
+    unit = "GB" if "memory" in words else "ms"
     lines = [
-        " | ".join(
-            ["sub-batch", *(f"{way}, ms" for way in WAYS), *ratios[1:], *(f"{way}, GB" for way in WAYS), "ratio"]
-        ),
-        "---" + "|---:" * (2 * len(WAYS) + 3),
+        f"{unit} | " + " | ".join(WAYS) + f" | {PLAIN} / {OURS} | {COMPILED} / {OURS}",
+        "---" + "|---:" * (len(WAYS) + 2),
     ]
-    memory = {(row["case"], row["precision"]): row for row in report["memory"]}
-    for row in report["rows"]:
-        if words and row["case"].split(",")[0] not in words:
-            continue
-        times = [row[way]["step_ms"] for way in WAYS]
-        cells = [f"{row['case']}, {row['precision']}", *(f"{ms:.0f}" for ms in times)]
-        cells += [f"{ms / times[2]:.2f}" for ms in times[:2]]
-        peaks = [memory.get((row["case"], row["precision"]), {}).get(way, {}).get("peak") for way in WAYS]
-        cells += ["-" if peak is None else f"{peak / 1e9:.2f}" for peak in peaks]
-        plain = [peak for peak in peaks[:2] if peak is not None]
-        cells.append(f"{min(plain) / peaks[2]:.2f}" if plain and peaks[2] else "-")
-        lines.append(" | ".join(cells))
+    for row in rows:
+        values = [_value(row[way]) if way in row else None for way in WAYS]
+        ratios = [value / values[2] if value and values[2] else None for value in values[:2]]
+        digits = 2 if "memory" in words else 0
+        cells = ["-" if value is None else f"{value:.{digits}f}" for value in values]
+        cells += ["-" if ratio is None else f"{ratio:.2f}" for ratio in ratios]
+        lines.append(f"{row['case']}, {row['precision']} | " + " | ".join(cells))
     return "\n".join(lines)
+
+
+def _value(figures: dict[str, Any]) -> float:
+    """Milliseconds, or gigabytes."""
+    return float(figures["step_ms"]) if "step_ms" in figures else figures["peak"] / 1e9
 
 
 def draw(report: dict[str, Any], path: Path) -> None:
@@ -195,9 +194,10 @@ def draw(report: dict[str, Any], path: Path) -> None:
         return
     figure = Figure(figsize=(8, 4), layout="constrained")
     axes = figure.subplots()
-    names = [f"{row['case']}\n{row['precision']}" for row in report["rows"]]
+    rows = [row for row in report["rows"] if all(way in row for way in WAYS)]
+    names = [f"{row['case']}\n{row['precision']}" for row in rows]
     for place, way in enumerate(WAYS):
-        speeds = [row[way]["images_per_second"] for row in report["rows"]]
+        speeds = [row[way]["images_per_second"] for row in rows]
         axes.bar([at + 0.27 * (place - 1) for at in range(len(names))], speeds, 0.27, label=way)
     axes.set_xticks(range(len(names)), names, fontsize=7)
     axes.set_yscale("log")
@@ -206,9 +206,9 @@ def draw(report: dict[str, Any], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def _peaks(name: str, precision: str) -> dict[str, Any]:
+def _peaks(name: str, precision: str, ways: tuple[str, ...]) -> dict[str, Any]:
     row: dict[str, Any] = {"case": name, "precision": precision}
-    for way in WAYS:
+    for way in ways:
         command = [sys.executable, __file__, "--case", name, "--precision", precision, "--memory-of", way]
         done = subprocess.run(command, check=True, capture_output=True, text=True)
         row[way] = json.loads(done.stdout.splitlines()[-1])
