@@ -6,7 +6,6 @@ python benchmarks/gpu_every_op.py [--device cuda] [--only conv3x3 dense]
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -14,7 +13,7 @@ from typing import Any
 
 import machine
 import torch
-from groups import CUDA_ISA_VARIABLE
+from groups import CUDA_ISA_VARIABLE, limited
 from machine import ROOT
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
@@ -56,11 +55,8 @@ def held_to(isa: str, op: Callable[..., Any], *arguments: Any) -> Any:
     """`op` by these matrix instructions, where any are named."""
     if not isa:
         return op(*arguments)
-    os.environ[CUDA_ISA_VARIABLE] = isa  # read at every call
-    try:
+    with limited(CUDA_ISA_VARIABLE, isa):
         return op(*arguments)
-    finally:
-        del os.environ[CUDA_ISA_VARIABLE]
 
 
 def engine(device: str) -> Tensor:

@@ -6,6 +6,7 @@ finds them after everything else it has read.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -152,10 +153,23 @@ def _held_to(isa: str | None, variable: str, call: Callable[[], Any]) -> Callabl
         return call
 
     def run() -> Any:
-        os.environ[variable] = isa  # read by every op when it is called
-        return call()
+        with limited(variable, isa):
+            return call()
 
     return run
+
+
+@contextlib.contextmanager
+def limited(variable: str, isa: str) -> Iterator[None]:
+    """Inside, our kernels use at most this instruction set: every op reads the variable when it is called."""
+    before = os.environ.get(variable)
+    os.environ[variable] = isa
+    try:
+        yield
+    finally:
+        del os.environ[variable]
+        if before is not None:
+            os.environ[variable] = before
 
 
 def random(*shape: int, seed: int, scale: float = 1.0) -> Tensor:

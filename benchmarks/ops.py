@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import time
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -26,7 +25,7 @@ import groups_training
 import machine
 import timing
 import torch
-from groups import CUDA_ISA_VARIABLE, ISA_VARIABLE, OURS, Group, Rival, Setting
+from groups import OURS, Group, Rival, Setting
 
 from ddn_fast import reference
 from ddn_fast.config import NetConfig
@@ -157,18 +156,11 @@ def all_groups(setting: Setting, only: list[str]) -> Iterator[partial[Group]]:
 @torch.no_grad()
 def measure(group: Group, ceilings: dict[str, float | None], limits: dict[str, Any]) -> list[dict[str, Any]]:
     """One row for each rival of a group."""
-    before = {name: os.environ.get(name) for name in (ISA_VARIABLE, CUDA_ISA_VARIABLE)}
-    try:
-        with torch.backends.cudnn.flags(benchmark=False):  # once each: not worth a search
-            truth = group.truth()
-        errors = {rival.label: group.error(rival.result(), truth) for rival in group.rivals}
-        del truth
-        times = timing.interleave({rival.label: rival.run for rival in group.rivals}, **limits)
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name, None)
-            if value is not None:
-                os.environ[name] = value
+    with torch.backends.cudnn.flags(benchmark=False):  # once each: not worth a search
+        truth = group.truth()
+    errors = {rival.label: group.error(rival.result(), truth) for rival in group.rivals}
+    del truth
+    times = timing.interleave({rival.label: rival.run for rival in group.rivals}, **limits)
     tolerance = group.tolerance([errors[rival.label] for rival in group.rivals if rival.name != OURS])
     correct = {label: error <= tolerance for label, error in errors.items()}  # a NaN is not
     ours = [times[rival.label].ms for rival in group.rivals if rival.name == OURS and correct[rival.label]]
