@@ -59,7 +59,7 @@ def test_an_error_is_told_once_and_ends_all(generated: VocFolder, tmp_path: Path
 
 
 def test_a_process_that_is_killed_ends_the_others_at_once(generated: VocFolder, tmp_path: Path) -> None:
-    values = {"iterations": 10**6, "checkpoint_every": 1, "log_every": 1}
+    values = {"iterations": 10**6, "checkpoint_every": 1, "log_every": 1, "lr": 1e-6}  # too little to diverge
     recipe = write_recipe(tiny_recipe("classifier", **values), tmp_path / "r.toml")
     out = tmp_path / "out"
     arguments = ("classifier", "--data", generated.root, "--recipe", recipe, "--out", out, "--device", "cpu")
