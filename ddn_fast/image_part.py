@@ -75,9 +75,7 @@ class ImagePart:
         for stage in weights.encoder:
             x, switch = ops.conv3x3_max_pool2x2(x, stage.weights, stage.biases)
             switches.append(switch)
-        kernel = self.config.fc_kernel
-        by_place = x.permute(0, 2, 3, 1).unfold(1, kernel, 1).unfold(2, kernel, 1)  # [B,G,G,C5,k,k]
-        windows = by_place.permute(0, 1, 2, 4, 5, 3).flatten(3).flatten(0, 2)
+        windows = windows_of(x.permute(0, 2, 3, 1), self.config.fc_kernel).flatten(3).flatten(0, 2)
         fc6 = ops.dense(windows, *weights.fc6, relu=True)
         fc7 = ops.dense(fc6, *weights.fc7, relu=True)
         score_map = ops.dense(fc7, *weights.cls_score).unflatten(0, (-1, grid)).transpose(1, 2).contiguous()
@@ -116,3 +114,8 @@ class ImagePart:
         pixels = (corner // grid * side + corner % grid)[:, None] + offsets.flatten()  # [Q,k*k]
         maps.index_put_((image[:, None], pixels), window.view(len(image), kernel * kernel, -1), accumulate=True)
         return maps.view(len(labels), side, side, -1).permute(0, 3, 1, 2)
+
+
+def windows_of(x: Tensor, kernel: int) -> Tensor:
+    """The windows under each place of the grid: ``[P,M,M,C]`` to ``[P,G,G,k,k,C]``."""
+    return x.unfold(1, kernel, 1).unfold(2, kernel, 1).permute(0, 1, 2, 4, 5, 3).contiguous()

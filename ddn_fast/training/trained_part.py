@@ -18,6 +18,7 @@ from torch import Tensor
 from .. import reference
 from ..config import STAGE_CONVS
 from ..engine import overlap_add
+from ..image_part import windows_of
 from ..network import BatchNorm, Bridge, DecoupledNet
 
 LEAST_CHANNELS = 4  # of a map that the ops of training take
@@ -98,7 +99,7 @@ class _Windows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, kernel: int) -> Tensor:
         ctx.kernel, ctx.side = kernel, x.shape[1]
-        return _windows(x, kernel).flatten(3).flatten(0, 2)
+        return windows_of(x, kernel).flatten(3).flatten(0, 2)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -118,9 +119,4 @@ class _OverlapAdd(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return _windows(grad, ctx.kernel)
-
-
-def _windows(x: Tensor, kernel: int) -> Tensor:
-    """``[P,M,M,C]`` to ``[P,G,G,k,k,C]``."""
-    return x.unfold(1, kernel, 1).unfold(2, kernel, 1).permute(0, 1, 2, 4, 5, 3).contiguous()
+        return windows_of(grad, ctx.kernel)
