@@ -16,8 +16,9 @@ from ddn_fast import reference
 from ddn_fast.config import STAGE_CONVS
 
 LAYERS = ("deconv3x3_moments", "deconv3x3_moments_backward")
-SCORES = ("seg_score", "seg_score_backward")
-OPS = (*LAYERS, *SCORES, "dense_outer")
+SCORED_LAYER = "deconv3x3_moments_backward_score"
+SCORES = ("seg_score", "seg_score_backward", "seg_score_backward_vectors")
+OPS = (*LAYERS, SCORED_LAYER, *SCORES, "dense_outer")
 
 
 def groups(setting: Setting, only: list[str]) -> Iterator[partial[Group]]:
@@ -28,6 +29,8 @@ def groups(setting: Setting, only: list[str]) -> Iterator[partial[Group]]:
             for first in (True, False):
                 for op in (op for op in LAYERS if op in only):
                     yield partial(layer_group, setting, op, stage, first, maps, dtype)
+        if SCORED_LAYER in only:
+            yield partial(scored_layer_group, setting, maps, dtype)
         for op in (op for op in SCORES if op in only):
             yield partial(score_group, setting, op, maps, dtype)
     if "dense_outer" in only:
@@ -95,6 +98,43 @@ def layer_group(setting: Setting, op: str, stage: int, first: bool, maps: int, d
     return group
 
 
+def scored_layer_group(setting: Setting, maps: int, dtype: torch.dtype) -> Group:
+    """The last layer's gradients from its score's, against torch's of both: deconv1_2, normalisation, ReLU, score."""
+    side, channels = setting.config.side, setting.config.widths[0]
+    x = stock.channels_last(random(maps, channels, side, side, seed=0).to(dtype))
+    weight = stock.channels_last(random(channels, channels, 3, 3, seed=1, scale=(2 / (9 * channels)) ** 0.5))
+    scale, shift = torch.rand(channels, generator=generator(2)) + 0.5, random(channels, seed=3)
+    score_weight, grad_score = random(2, channels, seed=4), stock.channels_last(random(maps, 2, side, side, seed=5))
+    y, mean, var = reference.deconv3x3_moments(x, weight, scale, shift)
+    score = torch.rsqrt(var + 1e-5), -mean * torch.rsqrt(var + 1e-5), score_weight
+    of_scale, of_shift, *_ = reference.seg_score_backward_vectors(grad_score, y, *score)
+    of_moments = -of_shift * score[0], (of_shift * mean - of_scale) / 2 * score[0] ** 3
+    leaves = [t.detach().requires_grad_() for t in (x, weight, scale, shift)]
+    a = F.relu(F.batch_norm(leaves[0], torch.zeros(channels), torch.ones(channels), *leaves[2:], eps=0))
+    b = F.relu(F.batch_norm(F.conv_transpose2d(a, leaves[1].to(dtype), padding=1), None, None, training=True))
+    graph = F.conv2d(b, score_weight.to(dtype)[:, :, None, None])
+    arguments = (grad_score, *score, *of_moments, y, mean, x, weight, scale, shift)
+
+    def truth() -> Tensor:
+        # of the weights: in that of x bfloat16 shows where y is cut off at other pixels
+        return reference.deconv3x3_moments_backward_score(*(t.double() for t in arguments))[1]
+
+    group = Group(
+        SCORED_LAYER,
+        f"deconv1_2, {maps} maps",
+        dtype,
+        flops=36.0 * y.numel() * channels,
+        moved=2 * size_of(x, weight, y) + size_of(grad_score),
+        truth=truth,
+    )
+    for rival in setting.ours(SCORED_LAYER, dtype, lambda: arguments):
+        group.rivals.append(Rival(rival.name, rival.run, rival.isa, view=lambda found: found[1]))
+    group.rivals.append(
+        Rival("torch", lambda: torch.autograd.grad(graph, leaves, grad_score.to(dtype), retain_graph=True)[1])
+    )
+    return group
+
+
 def score_group(setting: Setting, op: str, maps: int, dtype: torch.dtype) -> Group:
     """The score against torch's normalised map, ReLU and 1x1 convolution."""
     config = setting.config
@@ -113,20 +153,21 @@ def score_group(setting: Setting, op: str, maps: int, dtype: torch.dtype) -> Gro
         if op == SCORES[0]:
             with torch.no_grad():
                 return forward(*leaves)
-        return torch.autograd.grad(graph, leaves, grad_y.to(dtype), retain_graph=True)[0]
+        wanted = leaves if op == SCORES[1] else leaves[1:]
+        return torch.autograd.grad(graph, wanted, grad_y.to(dtype), retain_graph=True)[0]
 
-    graph = forward(*leaves) if op == SCORES[1] else None
+    graph = forward(*leaves) if op != SCORES[0] else None
     arguments = (x, scale, shift, weight, bias) if op == SCORES[0] else (grad_y, x, scale, shift, weight)
 
     def truth() -> Tensor:
         found = getattr(reference, op)(*(t.double() for t in arguments))
-        return found[0] if op == SCORES[1] else found
+        return found if op == SCORES[0] else found[0]
 
     group = Group(
         op,
         f"{maps} maps",
         dtype,
-        flops=4.0 * x.numel() * (2 if op == SCORES[1] else 1),
+        flops=4.0 * x.numel() * (1 if op == SCORES[0] else 2),
         moved=size_of(x, grad_y) + (size_of(x) if op == SCORES[1] else 0),
         truth=truth,
     )

@@ -23,6 +23,7 @@ void class_gate(const ClassGateParams& p, const Parallel& parallel);
 void merge_scores(const MergeScoresParams& p, const Parallel& parallel);
 void deconv3x3_moments(const Deconv3x3MomentsParams& p, const Parallel& parallel);
 void deconv3x3_moments_backward(const Deconv3x3MomentsBackwardParams& p, const Parallel& parallel);
+void deconv3x3_moments_backward_score(const Deconv3x3MomentsBackwardScoreParams& p, const Parallel& parallel);
 void seg_score(const SegScoreParams& p, const Parallel& parallel);
 void seg_score_backward(const SegScoreBackwardParams& p, const Parallel& parallel);
 

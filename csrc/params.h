@@ -115,7 +115,7 @@ struct Deconv3x3MomentsParams {
 
 // Its gradients, from those of y, mean and var.
 struct Deconv3x3MomentsBackwardParams {
-  const void* grad_y;      // [N,H,W,O]
+  const void* grad_y;      // [N,H,W,O]; null where it is that of a score
   const float* grad_mean;  // [O]
   const float* grad_var;   // [O]
   const void* y;           // [N,H,W,O]
@@ -132,6 +132,15 @@ struct Deconv3x3MomentsBackwardParams {
   float* rows;         // [rows of grad_x, 2, C rounded up to 32] of workspace
   Dtype dtype;         // of grad_y, y, x and grad_x
   int64_t maps, height, width, in_channels, out_channels;
+};
+
+// The same where y goes to seg_score alone, whose gradient for it is formed while it is read.
+struct Deconv3x3MomentsBackwardScoreParams {
+  Deconv3x3MomentsBackwardParams layer;  // grad_y null
+  const float* grad_score;               // [N,H,W,2]
+  const float* score_scale;              // [O]
+  const float* score_shift;              // [O]
+  const float* score_weight;             // [2,O]
 };
 
 // The two seg-scores of relu(scale * x + shift), a 1x1 convolution (SPEC section 6).
@@ -154,7 +163,7 @@ struct SegScoreBackwardParams {
   const float* scale;
   const float* shift;
   const float* weight;
-  void* grad_x;        // [N,H,W,C]
+  void* grad_x;        // [N,H,W,C] or null
   float* grad_scale;   // [C]
   float* grad_shift;   // [C]
   float* grad_weight;  // [2,C]

@@ -35,7 +35,14 @@ except ImportError as error:
 
 from . import dense_ops, training_ops
 from .dense_ops import check_float, check_shape, dense, dense_outer
-from .training_ops import deconv3x3_moments, deconv3x3_moments_backward, seg_score, seg_score_backward
+from .training_ops import (
+    deconv3x3_moments,
+    deconv3x3_moments_backward,
+    deconv3x3_moments_backward_score,
+    seg_score,
+    seg_score_backward,
+    seg_score_backward_vectors,
+)
 
 __all__ = [  # noqa: RUF022  in the order of reference.OPS
     "max_pool2x2",
@@ -50,8 +57,10 @@ __all__ = [  # noqa: RUF022  in the order of reference.OPS
     "merge_scores",
     "deconv3x3_moments",
     "deconv3x3_moments_backward",
+    "deconv3x3_moments_backward_score",
     "seg_score",
     "seg_score_backward",
+    "seg_score_backward_vectors",
 ]
 
 _Context = Any  # torch's autograd context has no public type
@@ -370,7 +379,7 @@ torch.library.register_autograd("ddn_fast::gather2x2", _gather2x2_backward, setu
 
 
 def _register_without_gradient(op: str) -> None:
-    purpose = "gives gradients" if op.endswith("_backward") else "is for inference"
+    purpose = "gives gradients" if "_backward" in op else "is for inference"
 
     def backward(ctx: _Context, *grads: Tensor) -> None:
         raise RuntimeError(
@@ -384,6 +393,7 @@ dense_ops.register()
 training_ops.register()
 for _op in (
     *("conv3x3", "conv3x3_max_pool2x2", "conv3x3_score", "class_gate", "merge_scores"),
-    *("deconv3x3_moments_backward", "seg_score_backward"),
+    *("deconv3x3_moments_backward", "deconv3x3_moments_backward_score"),
+    *("seg_score_backward", "seg_score_backward_vectors"),
 ):
     _register_without_gradient(_op)

@@ -28,8 +28,10 @@ OPS = (  # those with a fused twin in ddn_fast.ops
     "merge_scores",
     "deconv3x3_moments",
     "deconv3x3_moments_backward",
+    "deconv3x3_moments_backward_score",
     "seg_score",
     "seg_score_backward",
+    "seg_score_backward_vectors",
 )
 
 
@@ -257,6 +259,30 @@ def deconv3x3_moments_backward(
     return grad_x, grad_weight, grad_scale, grad_shift
 
 
+def deconv3x3_moments_backward_score(
+    grad_score: Tensor,
+    score_scale: Tensor,
+    score_shift: Tensor,
+    score_weight: Tensor,
+    grad_mean: Tensor,
+    grad_var: Tensor,
+    y: Tensor,
+    mean: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    switches: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """:func:`deconv3x3_moments_backward` where y goes to :func:`seg_score` alone, from that one's gradient.
+
+    grad_score ``[N,2,H,W]`` stands for grad_y, which is what ``seg_score(y, score_scale, score_shift, score_weight,
+    ..)`` gives back. The rest as there.
+    """
+    grad_y = seg_score_backward(grad_score, y, score_scale, score_shift, score_weight)[0]
+    return deconv3x3_moments_backward(grad_y, grad_mean, grad_var, y, mean, x, weight, scale, shift, switches)
+
+
 def seg_score(x: Tensor, scale: Tensor, shift: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """The two seg-scores in training (SPEC section 6): a 1x1 convolution of ``relu(scale * x + shift)``.
 
@@ -273,6 +299,13 @@ def seg_score_backward(
     grad_weight = torch.einsum("nkhw,nchw->kc", grad_y, _activated(x, scale, shift))
     grad_a = torch.einsum("nkhw,kc->nchw", grad_y, weight)
     return *_activation_gradients(grad_a, x, scale, shift), grad_weight, grad_y.sum((0, 2, 3))
+
+
+def seg_score_backward_vectors(
+    grad_y: Tensor, x: Tensor, scale: Tensor, shift: Tensor, weight: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Those of :func:`seg_score_backward` that are not maps: for scale, shift, weight and bias."""
+    return seg_score_backward(grad_y, x, scale, shift, weight)[1:]
 
 
 def _by_channel(values: Tensor) -> Tensor:

@@ -58,6 +58,32 @@ def deconv3x3_moments_backward(
     )
 
 
+def deconv3x3_moments_backward_score(
+    grad_score: Tensor,
+    score_scale: Tensor,
+    score_shift: Tensor,
+    score_weight: Tensor,
+    grad_mean: Tensor,
+    grad_var: Tensor,
+    y: Tensor,
+    mean: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    switches: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """:func:`deconv3x3_moments_backward` where y goes to :func:`seg_score` alone, from that one's gradient.
+
+    grad_score ``[N,2,H,W]`` float32 stands for grad_y, which is what ``seg_score(y, score_scale, score_shift,
+    score_weight, ..)`` gives back: formed where it is read, it is never a map of O channels. The rest as there.
+    """
+    return torch.ops.ddn_fast.deconv3x3_moments_backward_score.default(
+        grad_score, score_scale, score_shift, score_weight, grad_mean, grad_var, y, mean, x, weight, scale, shift,
+        switches,
+    )  # fmt: skip
+
+
 def seg_score(x: Tensor, scale: Tensor, shift: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """The two seg-scores in training (SPEC section 6): a 1x1 convolution of ``relu(scale * x + shift)``.
 
@@ -74,17 +100,26 @@ def seg_score_backward(
     return torch.ops.ddn_fast.seg_score_backward.default(grad_y, x, scale, shift, weight)
 
 
+def seg_score_backward_vectors(
+    grad_y: Tensor, x: Tensor, scale: Tensor, shift: Tensor, weight: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Those of :func:`seg_score_backward` that are not maps: for scale, shift, weight and bias."""
+    return torch.ops.ddn_fast.seg_score_backward_vectors.default(grad_y, x, scale, shift, weight)
+
+
 def register() -> None:
     """Gives torch the fake kernels, the gradients and what runs on CUDA; the schemas must be there."""
     library = torch.library
-    library.register_fake("ddn_fast::deconv3x3_moments")(_moments_fake)
-    library.register_fake("ddn_fast::deconv3x3_moments_backward")(_moments_backward_fake)
-    library.register_fake("ddn_fast::seg_score")(_score_fake)
-    library.register_fake("ddn_fast::seg_score_backward")(_score_backward_fake)
-    library.register_kernel("ddn_fast::deconv3x3_moments", "cuda")(_moments_cuda)
-    library.register_kernel("ddn_fast::deconv3x3_moments_backward", "cuda")(_moments_backward_cuda)
-    library.register_kernel("ddn_fast::seg_score", "cuda")(_score_cuda)
-    library.register_kernel("ddn_fast::seg_score_backward", "cuda")(_score_backward_cuda)
+    for name, fake, cuda in (
+        ("deconv3x3_moments", _moments_fake, _moments_cuda),
+        ("deconv3x3_moments_backward", _moments_backward_fake, _moments_backward_cuda),
+        ("deconv3x3_moments_backward_score", _moments_backward_score_fake, _moments_backward_score_cuda),
+        ("seg_score", _score_fake, _score_cuda),
+        ("seg_score_backward", _score_backward_fake, _score_backward_cuda),
+        ("seg_score_backward_vectors", _score_backward_vectors_fake, _score_backward_vectors_cuda),
+    ):
+        library.register_fake(f"ddn_fast::{name}")(fake)
+        library.register_kernel(f"ddn_fast::{name}", "cuda")(cuda)
     library.register_autograd("ddn_fast::deconv3x3_moments", _moments_gradient, setup_context=_moments_context)
     library.register_autograd("ddn_fast::seg_score", _score_gradient, setup_context=_score_context)
 
@@ -152,18 +187,63 @@ def _moments_backward_fake(
     switches: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     op = "deconv3x3_moments_backward"
+    shape = _check_backward(op, grad_mean, grad_var, y, mean, x, weight, scale, shift, switches)
+    _check_like_y(op, "grad_y", grad_y, x, shape)
+    return _layer_gradients(x, weight, scale)
+
+
+def _moments_backward_score_fake(
+    grad_score: Tensor,
+    score_scale: Tensor,
+    score_shift: Tensor,
+    score_weight: Tensor,
+    grad_mean: Tensor,
+    grad_var: Tensor,
+    y: Tensor,
+    mean: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    switches: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    op = "deconv3x3_moments_backward_score"
+    maps, outputs, *size = _check_backward(op, grad_mean, grad_var, y, mean, x, weight, scale, shift, switches)
+    _check_vector(op, "grad_score", grad_score, maps, 2, *size)
+    _check_vector(op, "score_scale", score_scale, outputs)
+    _check_vector(op, "score_shift", score_shift, outputs)
+    _check_vector(op, "score_weight", score_weight, 2, outputs)
+    return _layer_gradients(x, weight, scale)
+
+
+def _check_backward(
+    op: str,
+    grad_mean: Tensor,
+    grad_var: Tensor,
+    y: Tensor,
+    mean: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    switches: Tensor | None,
+) -> list[int]:
+    """The shape of y; what both gradients of a layer take checked."""
     shape = list(_layer_size(op, x, weight, scale, shift, switches))
-    for name, value in (("grad_y", grad_y), ("y", y)):
-        _check(list(value.shape) == shape, op, f"{name} must be {shape}, got {list(value.shape)}")
-        _check(value.dtype == x.dtype, op, f"{name} must be {x.dtype}, got {value.dtype}")
+    _check_like_y(op, "y", y, x, shape)
     for name, value in (("mean", mean), ("grad_mean", grad_mean), ("grad_var", grad_var)):
         _check_vector(op, name, value, shape[1])
-    return (
-        _map_like(x, x.shape),
-        _map_like(weight, weight.shape),
-        scale.new_empty(scale.shape),
-        shift.new_empty(shift.shape),
-    )
+    return shape
+
+
+def _check_like_y(op: str, name: str, value: Tensor, x: Tensor, shape: list[int]) -> None:
+    _check(list(value.shape) == shape, op, f"{name} must be {shape}, got {list(value.shape)}")
+    _check(value.dtype == x.dtype, op, f"{name} must be {x.dtype}, got {value.dtype}")
+
+
+def _layer_gradients(x: Tensor, weight: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    vectors = scale.new_empty(scale.shape), scale.new_empty(scale.shape)
+    return _map_like(x, x.shape), _map_like(weight, weight.shape), *vectors
 
 
 def _score_fake(x: Tensor, scale: Tensor, shift: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -182,10 +262,22 @@ def _check_score(op: str, x: Tensor, scale: Tensor, shift: Tensor, weight: Tenso
 def _score_backward_fake(
     grad_y: Tensor, x: Tensor, scale: Tensor, shift: Tensor, weight: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    _check_score("seg_score_backward", x, scale, shift, weight)
-    _check_vector("seg_score_backward", "grad_y", grad_y, x.shape[0], 2, x.shape[2], x.shape[3])
+    return _map_like(x, x.shape), *_score_vectors("seg_score_backward", grad_y, x, scale, shift, weight)
+
+
+def _score_backward_vectors_fake(
+    grad_y: Tensor, x: Tensor, scale: Tensor, shift: Tensor, weight: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return _score_vectors("seg_score_backward_vectors", grad_y, x, scale, shift, weight)
+
+
+def _score_vectors(
+    op: str, grad_y: Tensor, x: Tensor, scale: Tensor, shift: Tensor, weight: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    _check_score(op, x, scale, shift, weight)
+    _check_vector(op, "grad_y", grad_y, x.shape[0], 2, x.shape[2], x.shape[3])
     vectors = scale.new_empty(scale.shape), shift.new_empty(shift.shape), weight.new_empty(weight.shape)
-    return _map_like(x, x.shape), *vectors, weight.new_empty(2)
+    return *vectors, weight.new_empty(2)
 
 
 # gradients
@@ -271,6 +363,25 @@ def _moments_backward_cuda(
     )
 
 
+def _moments_backward_score_cuda(
+    grad_score: Tensor,
+    score_scale: Tensor,
+    score_shift: Tensor,
+    score_weight: Tensor,
+    grad_mean: Tensor,
+    grad_var: Tensor,
+    y: Tensor,
+    mean: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    switches: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    grad_y = _score_backward_cuda(grad_score, y, score_scale, score_shift, score_weight)[0]
+    return _moments_backward_cuda(grad_y, grad_mean, grad_var, y, mean, x, weight, scale, shift, switches)
+
+
 def _score_cuda(x: Tensor, scale: Tensor, shift: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     _check_score("seg_score", x, scale, shift, weight)
     y = F.conv2d(_activated(x, scale, shift), weight[:, :, None, None].to(x.dtype), bias.to(x.dtype))
@@ -287,3 +398,9 @@ def _score_backward_cuda(
     grad_x, grad_scale, grad_shift = _activation_gradients(grad_a, x, scale, shift)
     grad_x = grad_x.contiguous(memory_format=torch.channels_last)
     return grad_x, grad_scale, grad_shift, pixels.T @ a, grad_y.sum((0, 2, 3))
+
+
+def _score_backward_vectors_cuda(
+    grad_y: Tensor, x: Tensor, scale: Tensor, shift: Tensor, weight: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return _score_backward_cuda(grad_y, x, scale, shift, weight)[1:]

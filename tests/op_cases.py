@@ -259,6 +259,17 @@ class Deconv3x3Moments(NamedTuple):
         of_moments = torch.randn(2, self.out_channels, generator=generator) * y[:, 0].numel() ** 0.5
         return grad_y, *of_moments, y, mean, *arguments
 
+    def backward_score(self, dtype: torch.dtype) -> tuple:
+        """Arguments of its gradients where a score follows."""
+        grad_y, *others = self.backward(dtype)
+        generator = torch.Generator().manual_seed(self.in_channels)
+        scale, shift = (
+            torch.rand(self.out_channels, generator=generator) + 0.5,
+            torch.randn(self.out_channels, generator=generator),
+        )
+        weight = torch.randn(2, self.out_channels, generator=generator)
+        return torch.randn(self.maps, 2, *grad_y.shape[2:], generator=generator), scale, shift, weight, *others
+
 
 class SegScore(NamedTuple):
     """N maps of C channels on H x W pixels."""
@@ -296,7 +307,7 @@ _LAYERS = (
 _SCORED = (SegScore(2, 40, 5, 3), SegScore(1, 64, 8, 16), SegScore(3, 1, 1, 1), SegScore(1, 7, 30, 20))
 
 # of those the plain formula's rounding is half as large, and places within a tile differ (ddn_fast/packing.py)
-WINOGRAD = ("deconv3x3_moments", "deconv3x3_moments_backward")
+WINOGRAD = ("deconv3x3_moments", "deconv3x3_moments_backward", "deconv3x3_moments_backward_score")
 
 # op to its cases, each of which makes its arguments in a dtype; the first one is small and has whole and cut blocks
 CASES: dict[str, tuple[Callable[[torch.dtype], tuple], ...]] = {
@@ -342,8 +353,10 @@ CASES: dict[str, tuple[Callable[[torch.dtype], tuple], ...]] = {
     ),
     "deconv3x3_moments": _LAYERS,
     "deconv3x3_moments_backward": tuple(layer.backward for layer in _LAYERS),
+    "deconv3x3_moments_backward_score": tuple(layer.backward_score for layer in _LAYERS),
     "seg_score": _SCORED,
     "seg_score_backward": tuple(scored.backward for scored in _SCORED),
+    "seg_score_backward_vectors": tuple(scored.backward for scored in _SCORED),
 }
 TRAINING = tuple(name for name in CASES if name.startswith(("deconv3x3_moments", "seg_score")))
 

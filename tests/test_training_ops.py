@@ -117,6 +117,33 @@ def test_two_layers_are_unpooling_deconvolution_batch_normalisation_and_relu() -
         torch.testing.assert_close(got, wanted)
 
 
+@pytest.mark.parametrize("pooled", [False, True])
+def test_gradient_of_a_score_passes_gradcheck_in_float64_without_a_map_of_its_own(pooled: bool) -> None:
+    """A layer and its score: what comes back to y stands in the score's two channels."""
+    layer, scored = (
+        doubles(Deconv3x3Moments(2, 5, 4, 3, 2, pooled)(torch.float64)),
+        doubles(SegScore(1, 4, 1, 1)(torch.float64)),
+    )
+
+    class Layers(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
+            y, mean, var = reference.deconv3x3_moments(*args[:5])
+            ctx.save_for_backward(y, mean, *args)
+            return reference.seg_score(y, *args[5:]), mean, var
+
+        @staticmethod
+        def backward(ctx: Any, grad_score: Tensor, grad_mean: Tensor, grad_var: Tensor) -> tuple[Tensor | None, ...]:
+            y, mean, x, weight, scale, shift, switches, *score = ctx.saved_tensors
+            vectors = reference.seg_score_backward_vectors(grad_score, y, *score[:3])
+            gradients = reference.deconv3x3_moments_backward_score(
+                grad_score, *score[:3], grad_mean, grad_var, y, mean, x, weight, scale, shift, switches
+            )
+            return *gradients, None, *vectors
+
+    assert torch.autograd.gradcheck(Layers.apply, (*layer, *scored[1:]))
+
+
 def test_variance_of_a_channel_far_from_zero_does_not_cancel() -> None:
     """Mean 200, deviation 0.05: sums of squares in float32 would lose the variance altogether."""
     x = torch.zeros(2, 4, 33, 47)
@@ -208,6 +235,11 @@ BAD = [
     (*changed("deconv3x3_moments_backward", y=Tensor.bfloat16), "y must be Float, got BFloat16"),
     (*changed("deconv3x3_moments_backward", mean=lambda m: m[None]), "mean must be [33], got [1,33]"),
     (*changed("deconv3x3_moments_backward", grad_var=lambda m: m[1:]), "grad_var must be [33], got [32]"),
+    (*changed("deconv3x3_moments_backward_score", grad_score=lambda g: g[1:]), "grad_score must be [2,2,6,10], got"),
+    (*changed("deconv3x3_moments_backward_score", score_scale=lambda s: s[1:]), "score_scale must be [33], got [32]"),
+    (*changed("deconv3x3_moments_backward_score", score_weight=Tensor.double), "score_weight must be Float, got"),
+    (*changed("deconv3x3_moments_backward_score", y=lambda y: y[:, 1:]), "y must be [2,33,6,10], got [2,32,6,10]"),
+    (*changed("seg_score_backward_vectors", grad_y=Tensor.double), "grad_y must be Float, got Double"),
     (*changed("seg_score", weight=lambda w: w[:1]), "weight must be [2,40], got [1,40]"),
     (*changed("seg_score", bias=lambda b: b[:1]), "bias must be [2], got [1]"),
     (*changed("seg_score_backward", grad_y=lambda g: g[:, :1]), "grad_y must be [2,2,5,3], got [2,1,5,3]"),

@@ -25,6 +25,11 @@ DDN_INLINE float* row_sums(float* rows, int64_t row, int64_t blocks, int64_t blo
   return rows + (2 * row * blocks + block) * kBlock;
 }
 
+// What comes back to one pixel of the map that a score is made of: d, its two gradients, cut off where it was.
+DDN_INLINE Vec score_gradient(Vec activated, Vec w0, Vec w1, const float* d) {
+  return (Vec)((UVec)(activated > 0) & (UVec)(w0 * splat(d[0]) + w1 * splat(d[1])));
+}
+
 // What a layer convolves. line() writes the W pixels of one row and block.
 template <class X>
 struct ActivatedIn {
@@ -68,26 +73,70 @@ struct ActivatedIn {
   }
 };
 
-// The whole gradient of y: what came for y itself, and by way of its mean and variance.
-//   grad_y + grad_mean / M + grad_var * 2 * (y - mean) / M        M = N * H * W
+// What y's mean and variance add to its gradient: grad_mean / M + grad_var * 2 * (y - mean) / M, M = N * H * W.
 template <class X>
-struct GradientIn {
-  const X *grad_y, *y;
+struct MomentsGradient {
+  const X* y;
   const float *mean, *grad_mean, *grad_var;
   float one_by_m;
+
+  // Of one block of channels.
+  struct Block {
+    PerChannel center, of_mean, of_var;
+    float one_by_m;
+
+    DDN_INLINE Vec at(int k, Vec y) const {
+      return one_by_m * of_mean.of[k] + (2 * one_by_m * of_var.of[k]) * (y - center.of[k]);
+    }
+  };
+  Block block(int64_t block, int count) const {
+    const int64_t at = block * kBlock;
+    return {PerChannel(mean + at, count), PerChannel(grad_mean + at, count), PerChannel(grad_var + at, count),
+            one_by_m};
+  }
+};
+
+// The whole gradient of y: what came for y itself, and by way of its mean and variance.
+template <class X>
+struct GradientIn {
+  const X* grad_y;
+  MomentsGradient<X> moments;
   int64_t height, width, channels;
 
   void line(int64_t n, int64_t row, int64_t block, float* to) const {
     const int count = channels_in(block, channels);
     const int64_t at = (n * height + row) * width * channels + block * kBlock;
-    const PerChannel center(mean + block * kBlock, count), of_mean(grad_mean + block * kBlock, count),
-        of_var(grad_var + block * kBlock, count);
-    const X *g = grad_y + at, *value = y + at;
-    for (int64_t j = 0; j < width; ++j, g += channels, value += channels, to += kBlock)
+    const auto of_moments = moments.block(block, count);
+    const X *g = grad_y + at, *y = moments.y + at;
+    for (int64_t j = 0; j < width; ++j, g += channels, y += channels, to += kBlock)
       for (int v = 0; v < kBlock; v += kWidth) {
-        const int some = at_most_block(count - v), k = v / kWidth;
-        const Vec off = load_some(value + v, some) - center.of[k];
-        store(to + v, load_some(g + v, some) + one_by_m * of_mean.of[k] + (2 * one_by_m * of_var.of[k]) * off);
+        const int some = at_most_block(count - v);
+        store(to + v, load_some(g + v, some) + of_moments.at(v / kWidth, load_some(y + v, some)));
+      }
+  }
+};
+
+// The same where what came for y is what seg_score gives back: two numbers a pixel stand for all channels.
+template <class X>
+struct ScoreGradientIn {
+  const float *grad_score, *scale, *shift, *weight;  // of the score: [N,H,W,2], [O], [O], [2,O]
+  MomentsGradient<X> moments;
+  int64_t height, width, channels;
+
+  void line(int64_t n, int64_t row, int64_t block, float* to) const {
+    const int count = channels_in(block, channels);
+    const int64_t first = block * kBlock, pixel = (n * height + row) * width;
+    const PerChannel a(scale + first, count), b(shift + first, count), w0(weight + first, count),
+        w1(weight + channels + first, count);
+    const auto of_moments = moments.block(block, count);
+    const float* d = grad_score + 2 * pixel;
+    const X* y = moments.y + pixel * channels + first;
+    for (int64_t j = 0; j < width; ++j, d += 2, y += channels, to += kBlock)
+      for (int v = 0; v < kBlock; v += kWidth) {
+        const int k = v / kWidth;
+        const Vec value = load_some(y + v, at_most_block(count - v));
+        const Vec g = score_gradient(a.of[k] * value + b.of[k], w0.of[k], w1.of[k], d);
+        store(to + v, a.of[k] * g + of_moments.at(k, value));
       }
   }
 };

@@ -13,6 +13,7 @@ namespace {
 
 using Forward = void (*)(const Deconv3x3MomentsParams&, const Parallel&);
 using Backward = void (*)(const Deconv3x3MomentsBackwardParams&, const Parallel&);
+using BackwardScore = void (*)(const Deconv3x3MomentsBackwardScoreParams&, const Parallel&);
 
 constexpr Variant<Forward> kForward[] = {{Isa::plain, deconv3x3_moments_plain},
                                          {Isa::avx2, DDN_AVX2(deconv3x3_moments_avx2)},
@@ -20,6 +21,17 @@ constexpr Variant<Forward> kForward[] = {{Isa::plain, deconv3x3_moments_plain},
 constexpr Variant<Backward> kBackward[] = {{Isa::plain, deconv3x3_moments_backward_plain},
                                            {Isa::avx2, DDN_AVX2(deconv3x3_moments_backward_avx2)},
                                            {Isa::avx512, DDN_AVX512(deconv3x3_moments_backward_avx512)}};
+constexpr Variant<BackwardScore> kBackwardScore[] = {
+    {Isa::plain, deconv3x3_moments_backward_score_plain},
+    {Isa::avx2, DDN_AVX2(deconv3x3_moments_backward_score_avx2)},
+    {Isa::avx512, DDN_AVX512(deconv3x3_moments_backward_score_avx512)}};
+
+// The gradients of scale and shift from the sums of the rows of x.
+void add_up(const Deconv3x3MomentsBackwardParams& p, const Parallel& parallel) {
+  const RowSums sums{p.rows, p.maps * (p.switches ? p.height / 2 : p.height), 2, p.in_channels};
+  float* const to[] = {p.grad_shift, p.grad_scale};
+  sums.store_totals(to, parallel);
+}
 
 }  // namespace
 
@@ -42,9 +54,12 @@ void deconv3x3_moments(const Deconv3x3MomentsParams& p, const Parallel& parallel
 
 void deconv3x3_moments_backward(const Deconv3x3MomentsBackwardParams& p, const Parallel& parallel) {
   best_variant(kBackward, isa())(p, parallel);
-  const RowSums sums{p.rows, p.maps * (p.switches ? p.height / 2 : p.height), 2, p.in_channels};
-  float* const to[] = {p.grad_shift, p.grad_scale};
-  sums.store_totals(to, parallel);
+  add_up(p, parallel);
+}
+
+void deconv3x3_moments_backward_score(const Deconv3x3MomentsBackwardScoreParams& p, const Parallel& parallel) {
+  best_variant(kBackwardScore, isa())(p, parallel);
+  add_up(p.layer, parallel);
 }
 
 }  // namespace ddn::cpu

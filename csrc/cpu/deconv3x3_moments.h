@@ -14,4 +14,8 @@ void deconv3x3_moments_backward_plain(const Deconv3x3MomentsBackwardParams& p, c
 void deconv3x3_moments_backward_avx2(const Deconv3x3MomentsBackwardParams& p, const Parallel& parallel);
 void deconv3x3_moments_backward_avx512(const Deconv3x3MomentsBackwardParams& p, const Parallel& parallel);
 
+void deconv3x3_moments_backward_score_plain(const Deconv3x3MomentsBackwardScoreParams& p, const Parallel& parallel);
+void deconv3x3_moments_backward_score_avx2(const Deconv3x3MomentsBackwardScoreParams& p, const Parallel& parallel);
+void deconv3x3_moments_backward_score_avx512(const Deconv3x3MomentsBackwardScoreParams& p, const Parallel& parallel);
+
 }  // namespace ddn::cpu

@@ -10,4 +10,8 @@ void deconv3x3_moments_backward_avx512(const Deconv3x3MomentsBackwardParams& p, 
   run_moments_backward(p, parallel);
 }
 
+void deconv3x3_moments_backward_score_avx512(const Deconv3x3MomentsBackwardScoreParams& p, const Parallel& parallel) {
+  run_moments_backward_score(p, parallel);
+}
+
 }  // namespace ddn::cpu

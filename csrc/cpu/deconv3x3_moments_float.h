@@ -40,19 +40,10 @@ void moments_forward(const Deconv3x3MomentsParams& p, const Parallel& parallel) 
   run_layer(in, out, pack_weights<false>(weights, parallel), p.maps, p.in_channels, p.out_channels, parallel);
 }
 
-template <class X>
-void moments_backward(const Deconv3x3MomentsBackwardParams& p, const Parallel& parallel) {
+// Gradient: what gives the whole gradient of y, line by line.
+template <class X, class Gradient>
+void layer_gradients(const Deconv3x3MomentsBackwardParams& p, const Gradient& gradient, const Parallel& parallel) {
   const X* x = static_cast<const X*>(p.x);
-  const float one_by_m = static_cast<float>(1.0 / static_cast<double>(p.maps * p.height * p.width));
-  const GradientIn<X> gradient{static_cast<const X*>(p.grad_y),
-                               static_cast<const X*>(p.y),
-                               p.mean,
-                               p.grad_mean,
-                               p.grad_var,
-                               one_by_m,
-                               p.height,
-                               p.width,
-                               p.out_channels};
   const int64_t half = p.switches ? 2 : 1;
   const GradientOut<X> out{x,      p.scale,         p.shift,        p.switches,   static_cast<X*>(p.grad_x),
                            p.rows, p.height / half, p.width / half, p.in_channels};
@@ -64,12 +55,39 @@ void moments_backward(const Deconv3x3MomentsBackwardParams& p, const Parallel& p
   WeightGradient(in, gradient, weights, p.maps, parallel).run(sums, p.grad_weight);
 }
 
+template <class X>
+MomentsGradient<X> moments_gradient(const Deconv3x3MomentsBackwardParams& p) {
+  const float one_by_m = static_cast<float>(1.0 / static_cast<double>(p.maps * p.height * p.width));
+  return {static_cast<const X*>(p.y), p.mean, p.grad_mean, p.grad_var, one_by_m};
+}
+
+template <class X>
+void moments_backward(const Deconv3x3MomentsBackwardParams& p, const Parallel& parallel) {
+  const GradientIn<X> gradient{static_cast<const X*>(p.grad_y), moments_gradient<X>(p), p.height, p.width,
+                               p.out_channels};
+  layer_gradients<X>(p, gradient, parallel);
+}
+
+template <class X>
+void moments_backward_score(const Deconv3x3MomentsBackwardScoreParams& p, const Parallel& parallel) {
+  const Deconv3x3MomentsBackwardParams& layer = p.layer;
+  const ScoreGradientIn<X> gradient{
+      p.grad_score, p.score_scale, p.score_shift,     p.score_weight, moments_gradient<X>(layer),
+      layer.height, layer.width,   layer.out_channels};
+  layer_gradients<X>(layer, gradient, parallel);
+}
+
 inline void run_moments(const Deconv3x3MomentsParams& p, const Parallel& parallel) {
   p.dtype == Dtype::bfloat16 ? moments_forward<BF16>(p, parallel) : moments_forward<float>(p, parallel);
 }
 
 inline void run_moments_backward(const Deconv3x3MomentsBackwardParams& p, const Parallel& parallel) {
   p.dtype == Dtype::bfloat16 ? moments_backward<BF16>(p, parallel) : moments_backward<float>(p, parallel);
+}
+
+inline void run_moments_backward_score(const Deconv3x3MomentsBackwardScoreParams& p, const Parallel& parallel) {
+  p.layer.dtype == Dtype::bfloat16 ? moments_backward_score<BF16>(p, parallel)
+                                   : moments_backward_score<float>(p, parallel);
 }
 
 }  // namespace

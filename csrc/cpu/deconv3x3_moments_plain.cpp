@@ -10,4 +10,8 @@ void deconv3x3_moments_backward_plain(const Deconv3x3MomentsBackwardParams& p, c
   run_moments_backward(p, parallel);
 }
 
+void deconv3x3_moments_backward_score_plain(const Deconv3x3MomentsBackwardScoreParams& p, const Parallel& parallel) {
+  run_moments_backward_score(p, parallel);
+}
+
 }  // namespace ddn::cpu

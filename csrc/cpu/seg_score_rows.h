@@ -21,12 +21,12 @@ void score_rows(const SegScoreParams& p, int64_t begin, int64_t end) {
   }
 }
 
-// grad_x, and of the row the sums that are the gradients of shift, scale and the two rows of weight.
+// grad_x where it is wanted, and of the row the sums that are the gradients of shift, scale and the rows of weight.
 template <class X>
 void score_backward_row(const SegScoreBackwardParams& p, int64_t row) {
   const int64_t channels = p.channels, at = row * p.width * channels;
   const X* x = static_cast<const X*>(p.x) + at;
-  X* grad_x = static_cast<X*>(p.grad_x) + at;
+  X* grad_x = p.grad_x ? static_cast<X*>(p.grad_x) + at : nullptr;
   const float* grad_y = p.grad_y + row * p.width * 2;
   const int64_t padded = blocks_of(channels) * kBlock;
   float* sums = p.sums + row * 4 * padded;
@@ -37,13 +37,12 @@ void score_backward_row(const SegScoreBackwardParams& p, int64_t row) {
     Vec of_shift{}, of_scale{}, of_w0{}, of_w1{};
     for (int64_t j = 0; j < p.width; ++j) {
       const Vec value = load_some(x + j * channels + c, some), activated = scale * value + shift;
-      const Vec d0 = splat(grad_y[2 * j]), d1 = splat(grad_y[2 * j + 1]);
-      const Vec g = (Vec)((UVec)(activated > 0) & (UVec)(w0 * d0 + w1 * d1));
+      const Vec g = score_gradient(activated, w0, w1, grad_y + 2 * j);
       of_shift += g;
       of_scale += g * value;
-      of_w0 += d0 * relu(activated);
-      of_w1 += d1 * relu(activated);
-      store_some(grad_x + j * channels + c, scale * g, some);
+      of_w0 += splat(grad_y[2 * j]) * relu(activated);
+      of_w1 += splat(grad_y[2 * j + 1]) * relu(activated);
+      if (grad_x) store_some(grad_x + j * channels + c, scale * g, some);
     }
     store(sums + c, of_shift);
     store(sums + padded + c, of_scale);

@@ -34,6 +34,14 @@ Tensor float_tensor(const char* op, const char* name, const Tensor& t, const std
   return torch::stable::contiguous(t);
 }
 
+// The gradient of seg_score of x, as [N,H,W,2].
+Tensor score_gradient(const char* op, const char* name, const Tensor& grad_y, const Tensor& x) {
+  check_same_device(op, name, grad_y, x);
+  check_dtype(op, name, grad_y, ScalarType::Float);
+  check_shape(op, name, grad_y, {x.size(0), 2, x.size(2), x.size(3)});
+  return channels_last(grad_y);
+}
+
 // What both directions of deconv3x3_moments read.
 struct Layer {
   const char* op;
@@ -100,53 +108,94 @@ Moments deconv3x3_moments(const Tensor& x_any, const Tensor& weight_any, const T
   return {y, mean, var};
 }
 
-LayerGradients deconv3x3_moments_backward(const Tensor& grad_y_any, const Tensor& grad_mean_any,
-                                          const Tensor& grad_var_any, const Tensor& y_any, const Tensor& mean_any,
-                                          const Tensor& x_any, const Tensor& weight_any, const Tensor& scale_any,
-                                          const Tensor& shift_any, const std::optional<Tensor>& switches_any) {
-  constexpr const char* op = "deconv3x3_moments_backward";
-  const Layer l(op, x_any, weight_any, scale_any, shift_any, switches_any);
-  const std::vector<int64_t> shape = {l.maps, l.out_channels, l.height, l.width};
-  const auto like_y = [&](const char* name, const Tensor& t) {
-    check_same_device(op, name, t, l.x);
-    check_dtype(op, name, t, l.x.scalar_type());
-    check_shape(op, name, t, shape);
+// What the gradients of a layer read and write, but for that of y.
+struct LayerBackward {
+  Layer l;
+  Tensor y, mean, grad_mean, grad_var;
+  Tensor grad_x, grad_weight, grad_scale, grad_shift, rows;
+
+  LayerBackward(Layer layer, const Tensor& grad_mean_any, const Tensor& grad_var_any, const Tensor& y_any,
+                const Tensor& mean_any)
+      : l(std::move(layer)),
+        y(like_y("y", y_any)),
+        mean(of_outputs("mean", mean_any)),
+        grad_mean(of_outputs("grad_mean", grad_mean_any)),
+        grad_var(of_outputs("grad_var", grad_var_any)),
+        grad_x(empty_map(l.x, shape_of(l.x))),
+        // as weight lies: channels_last
+        grad_weight(torch::stable::empty(shape_of(l.weight), ScalarType::Float, l.x.layout(), l.x.device(),
+                                         std::nullopt, MemoryFormat::ChannelsLast)),
+        grad_scale(empty(l.x, {l.in_channels}, ScalarType::Float)),
+        grad_shift(empty(l.x, {l.in_channels}, ScalarType::Float)),
+        rows(empty(l.x, {l.maps * l.x.size(2), 2, padded(l.in_channels)}, ScalarType::Float)) {
+  }
+
+  Tensor like_y(const char* name, const Tensor& t) const {
+    check_same_device(l.op, name, t, l.x);
+    check_dtype(l.op, name, t, l.x.scalar_type());
+    check_shape(l.op, name, t, {l.maps, l.out_channels, l.height, l.width});
     return channels_last(t);
-  };
-  const Tensor grad_y = like_y("grad_y", grad_y_any), y = like_y("y", y_any);
-  const Tensor mean = float_tensor(op, "mean", mean_any, {l.out_channels}, l.x);
-  const Tensor grad_mean = float_tensor(op, "grad_mean", grad_mean_any, {l.out_channels}, l.x);
-  const Tensor grad_var = float_tensor(op, "grad_var", grad_var_any, {l.out_channels}, l.x);
-  Tensor grad_x = empty_map(l.x, shape_of(l.x));
-  // as weight lies: channels_last
-  Tensor grad_weight = torch::stable::empty(shape_of(l.weight), ScalarType::Float, l.x.layout(), l.x.device(),
-                                            std::nullopt, MemoryFormat::ChannelsLast);
-  Tensor grad_scale = empty(l.x, {l.in_channels}, ScalarType::Float);
-  Tensor grad_shift = empty(l.x, {l.in_channels}, ScalarType::Float);
-  Tensor rows = empty(l.x, {l.maps * l.x.size(2), 2, padded(l.in_channels)}, ScalarType::Float);
-  cpu::deconv3x3_moments_backward({.grad_y = grad_y.const_data_ptr(),
-                                   .grad_mean = floats(grad_mean),
-                                   .grad_var = floats(grad_var),
-                                   .y = y.const_data_ptr(),
-                                   .mean = floats(mean),
-                                   .x = l.x.const_data_ptr(),
-                                   .weight = floats(l.weight),
-                                   .scale = floats(l.scale),
-                                   .shift = floats(l.shift),
-                                   .switches = l.switch_data(),
-                                   .grad_x = grad_x.mutable_data_ptr(),
-                                   .grad_weight = new_floats(grad_weight),
-                                   .grad_scale = new_floats(grad_scale),
-                                   .grad_shift = new_floats(grad_shift),
-                                   .rows = new_floats(rows),
-                                   .dtype = l.dtype(),
-                                   .maps = l.maps,
-                                   .height = l.height,
-                                   .width = l.width,
-                                   .in_channels = l.in_channels,
-                                   .out_channels = l.out_channels},
-                                  torch_threads());
-  return {grad_x, grad_weight, grad_scale, grad_shift};
+  }
+  Tensor of_outputs(const char* name, const Tensor& t) const {
+    return float_tensor(l.op, name, t, {l.out_channels}, l.x);
+  }
+  Deconv3x3MomentsBackwardParams params(const void* grad_y) {
+    return {.grad_y = grad_y,
+            .grad_mean = floats(grad_mean),
+            .grad_var = floats(grad_var),
+            .y = y.const_data_ptr(),
+            .mean = floats(mean),
+            .x = l.x.const_data_ptr(),
+            .weight = floats(l.weight),
+            .scale = floats(l.scale),
+            .shift = floats(l.shift),
+            .switches = l.switch_data(),
+            .grad_x = grad_x.mutable_data_ptr(),
+            .grad_weight = new_floats(grad_weight),
+            .grad_scale = new_floats(grad_scale),
+            .grad_shift = new_floats(grad_shift),
+            .rows = new_floats(rows),
+            .dtype = l.dtype(),
+            .maps = l.maps,
+            .height = l.height,
+            .width = l.width,
+            .in_channels = l.in_channels,
+            .out_channels = l.out_channels};
+  }
+  LayerGradients gradients() const {
+    return {grad_x, grad_weight, grad_scale, grad_shift};
+  }
+};
+
+LayerGradients deconv3x3_moments_backward(const Tensor& grad_y_any, const Tensor& grad_mean, const Tensor& grad_var,
+                                          const Tensor& y, const Tensor& mean, const Tensor& x, const Tensor& weight,
+                                          const Tensor& scale, const Tensor& shift,
+                                          const std::optional<Tensor>& switches) {
+  LayerBackward b(Layer("deconv3x3_moments_backward", x, weight, scale, shift, switches), grad_mean, grad_var, y, mean);
+  const Tensor grad_y = b.like_y("grad_y", grad_y_any);
+  cpu::deconv3x3_moments_backward(b.params(grad_y.const_data_ptr()), torch_threads());
+  return b.gradients();
+}
+
+LayerGradients deconv3x3_moments_backward_score(const Tensor& grad_score_any, const Tensor& score_scale_any,
+                                                const Tensor& score_shift_any, const Tensor& score_weight_any,
+                                                const Tensor& grad_mean, const Tensor& grad_var, const Tensor& y,
+                                                const Tensor& mean, const Tensor& x, const Tensor& weight,
+                                                const Tensor& scale, const Tensor& shift,
+                                                const std::optional<Tensor>& switches) {
+  constexpr const char* op = "deconv3x3_moments_backward_score";
+  LayerBackward b(Layer(op, x, weight, scale, shift, switches), grad_mean, grad_var, y, mean);
+  const Tensor grad_score = score_gradient(op, "grad_score", grad_score_any, b.y);
+  const Tensor score_scale = b.of_outputs("score_scale", score_scale_any);
+  const Tensor score_shift = b.of_outputs("score_shift", score_shift_any);
+  const Tensor score_weight = float_tensor(op, "score_weight", score_weight_any, {2, b.l.out_channels}, b.l.x);
+  cpu::deconv3x3_moments_backward_score({.layer = b.params(nullptr),
+                                         .grad_score = floats(grad_score),
+                                         .score_scale = floats(score_scale),
+                                         .score_shift = floats(score_shift),
+                                         .score_weight = floats(score_weight)},
+                                        torch_threads());
+  return b.gradients();
 }
 
 Tensor seg_score(const Tensor& x_any, const Tensor& scale_any, const Tensor& shift_any, const Tensor& weight_any,
@@ -174,40 +223,58 @@ Tensor seg_score(const Tensor& x_any, const Tensor& scale_any, const Tensor& shi
   return y;
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> seg_score_backward(const Tensor& grad_y_any, const Tensor& x_any,
-                                                                      const Tensor& scale_any, const Tensor& shift_any,
-                                                                      const Tensor& weight_any) {
-  constexpr const char* op = "seg_score_backward";
-  const Tensor x = training_map(op, "x", x_any);
+struct ScoreGradients {
+  Tensor scale, shift, weight, bias;
+};
+
+// grad_x null: the others alone.
+ScoreGradients run_seg_score_backward(const char* op, const Tensor& grad_y_any, const Tensor& x,
+                                      const Tensor& scale_any, const Tensor& shift_any, const Tensor& weight_any,
+                                      void* grad_x) {
   const int64_t channels = x.size(1);
-  check_same_device(op, "grad_y", grad_y_any, x);
-  check_dtype(op, "grad_y", grad_y_any, ScalarType::Float);
-  check_shape(op, "grad_y", grad_y_any, {x.size(0), 2, x.size(2), x.size(3)});
-  const Tensor grad_y = channels_last(grad_y_any);
+  const Tensor grad_y = score_gradient(op, "grad_y", grad_y_any, x);
   const Tensor scale = float_tensor(op, "scale", scale_any, {channels}, x);
   const Tensor shift = float_tensor(op, "shift", shift_any, {channels}, x);
   const Tensor weight = float_tensor(op, "weight", weight_any, {2, channels}, x);
-  Tensor grad_x = empty_map(x, shape_of(x));
-  Tensor grad_scale = empty(x, {channels}, ScalarType::Float), grad_shift = empty(x, {channels}, ScalarType::Float);
-  Tensor grad_weight = empty(x, {2, channels}, ScalarType::Float), grad_bias = empty(x, {2}, ScalarType::Float);
+  ScoreGradients grad{empty(x, {channels}, ScalarType::Float), empty(x, {channels}, ScalarType::Float),
+                      empty(x, {2, channels}, ScalarType::Float), empty(x, {2}, ScalarType::Float)};
   Tensor sums = empty(x, {x.size(0) * x.size(2), 4, padded(channels)}, ScalarType::Float);
   cpu::seg_score_backward({.grad_y = floats(grad_y),
                            .x = x.const_data_ptr(),
                            .scale = floats(scale),
                            .shift = floats(shift),
                            .weight = floats(weight),
-                           .grad_x = grad_x.mutable_data_ptr(),
-                           .grad_scale = new_floats(grad_scale),
-                           .grad_shift = new_floats(grad_shift),
-                           .grad_weight = new_floats(grad_weight),
-                           .grad_bias = new_floats(grad_bias),
+                           .grad_x = grad_x,
+                           .grad_scale = new_floats(grad.scale),
+                           .grad_shift = new_floats(grad.shift),
+                           .grad_weight = new_floats(grad.weight),
+                           .grad_bias = new_floats(grad.bias),
                            .sums = new_floats(sums),
                            .dtype = x.scalar_type() == ScalarType::Float ? Dtype::float32 : Dtype::bfloat16,
                            .rows = x.size(0) * x.size(2),
                            .width = x.size(3),
                            .channels = channels},
                           torch_threads());
-  return {grad_x, grad_scale, grad_shift, grad_weight, grad_bias};
+  return grad;
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> seg_score_backward(const Tensor& grad_y, const Tensor& x_any,
+                                                                      const Tensor& scale, const Tensor& shift,
+                                                                      const Tensor& weight) {
+  constexpr const char* op = "seg_score_backward";
+  const Tensor x = training_map(op, "x", x_any);
+  Tensor grad_x = empty_map(x, shape_of(x));
+  const ScoreGradients grad = run_seg_score_backward(op, grad_y, x, scale, shift, weight, grad_x.mutable_data_ptr());
+  return {grad_x, grad.scale, grad.shift, grad.weight, grad.bias};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> seg_score_backward_vectors(const Tensor& grad_y, const Tensor& x_any,
+                                                                      const Tensor& scale, const Tensor& shift,
+                                                                      const Tensor& weight) {
+  constexpr const char* op = "seg_score_backward_vectors";
+  const Tensor x = training_map(op, "x", x_any);
+  const ScoreGradients grad = run_seg_score_backward(op, grad_y, x, scale, shift, weight, nullptr);
+  return {grad.scale, grad.shift, grad.weight, grad.bias};
 }
 
 }  // namespace
@@ -221,16 +288,26 @@ STABLE_TORCH_LIBRARY_FRAGMENT(ddn_fast, m) {
       "deconv3x3_moments_backward(Tensor grad_y, Tensor grad_mean, Tensor grad_var, Tensor y, Tensor mean, Tensor x, "
       "Tensor weight, Tensor scale, Tensor shift, Tensor? switches=None) -> "
       "(Tensor grad_x, Tensor grad_weight, Tensor grad_scale, Tensor grad_shift)");
+  m.def(
+      "deconv3x3_moments_backward_score(Tensor grad_score, Tensor score_scale, Tensor score_shift, "
+      "Tensor score_weight, Tensor grad_mean, Tensor grad_var, Tensor y, Tensor mean, Tensor x, Tensor weight, "
+      "Tensor scale, Tensor shift, Tensor? switches=None) -> "
+      "(Tensor grad_x, Tensor grad_weight, Tensor grad_scale, Tensor grad_shift)");
   m.def("seg_score(Tensor x, Tensor scale, Tensor shift, Tensor weight, Tensor bias) -> Tensor");
   m.def(
       "seg_score_backward(Tensor grad_y, Tensor x, Tensor scale, Tensor shift, Tensor weight) -> "
       "(Tensor grad_x, Tensor grad_scale, Tensor grad_shift, Tensor grad_weight, Tensor grad_bias)");
+  m.def(
+      "seg_score_backward_vectors(Tensor grad_y, Tensor x, Tensor scale, Tensor shift, Tensor weight) -> "
+      "(Tensor grad_scale, Tensor grad_shift, Tensor grad_weight, Tensor grad_bias)");
 }
 
 // On CUDA they are put together from torch's own: ddn_fast/training_ops.py registers that.
 STABLE_TORCH_LIBRARY_IMPL(ddn_fast, CPU, m) {
   m.impl("deconv3x3_moments", TORCH_BOX(&ddn::deconv3x3_moments));
   m.impl("deconv3x3_moments_backward", TORCH_BOX(&ddn::deconv3x3_moments_backward));
+  m.impl("deconv3x3_moments_backward_score", TORCH_BOX(&ddn::deconv3x3_moments_backward_score));
   m.impl("seg_score", TORCH_BOX(&ddn::seg_score));
   m.impl("seg_score_backward", TORCH_BOX(&ddn::seg_score_backward));
+  m.impl("seg_score_backward_vectors", TORCH_BOX(&ddn::seg_score_backward_vectors));
 }

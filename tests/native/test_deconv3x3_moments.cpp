@@ -113,6 +113,73 @@ int64_t padded(int64_t channels) {
   return (channels + 31) / 32 * 32;
 }
 
+// The gradients of a layer: given the gradient of y as it is, and as that of a score.
+void check_gradients(const Case& c, const Floats& y, const Floats& mean) {
+  const Shape& s = c.s;
+  const cpu::Parallel parallel{run_in_one_thread};
+  const Floats grad_y = random_floats(c.pixels * s.out), grad_mean = random_floats(s.out),
+               grad_var = random_floats(s.out), grad_score = random_floats(c.pixels * 2),
+               score_scale = random_floats(s.out), score_shift = random_floats(s.out),
+               score_weight = random_floats(2 * s.out);
+  Floats grad_x(c.x.size()), grad_weight(c.weight.size()), grad_scale(static_cast<size_t>(s.in)),
+      grad_shift(grad_scale), rows(static_cast<size_t>(s.maps * c.h * 2 * padded(s.in)));
+  Deconv3x3MomentsBackwardParams p{grad_y.data(),
+                                   grad_mean.data(),
+                                   grad_var.data(),
+                                   y.data(),
+                                   mean.data(),
+                                   c.x.data(),
+                                   c.weight.data(),
+                                   c.scale.data(),
+                                   c.shift.data(),
+                                   s.pooled ? c.switches.data() : nullptr,
+                                   grad_x.data(),
+                                   grad_weight.data(),
+                                   grad_scale.data(),
+                                   grad_shift.data(),
+                                   rows.data(),
+                                   Dtype::float32,
+                                   s.maps,
+                                   s.height,
+                                   s.width,
+                                   s.in,
+                                   s.out};
+  for (const bool scored : {false, true}) {
+    if (scored) {
+      p.grad_y = nullptr;
+      cpu::VARIANT(deconv3x3_moments_backward_score)(
+          {p, grad_score.data(), score_scale.data(), score_shift.data(), score_weight.data()}, parallel);
+    } else {
+      cpu::VARIANT(deconv3x3_moments_backward)(p, parallel);
+    }
+    Doubles g(c.y.size()), of_a(c.a.size()), of_weight(c.weight.size()), of_x(c.x.size());
+    const double m = static_cast<double>(c.pixels);
+    for (size_t k = 0; k < g.size(); ++k) {
+      const size_t outputs = static_cast<size_t>(s.out), o = k % outputs, pixel = k / outputs;
+      g[k] = (grad_mean[o] + 2.0 * grad_var[o] * (static_cast<double>(y[k]) - mean[o])) / m;
+      if (!scored)
+        g[k] += grad_y[k];
+      else if (score_scale[o] * y[k] + score_shift[o] > 0)
+        g[k] += static_cast<double>(score_scale[o]) *
+                (static_cast<double>(grad_score[2 * pixel]) * score_weight[o] +
+                 static_cast<double>(grad_score[2 * pixel + 1]) * score_weight[outputs + o]);
+    }
+    c.each_meeting([&](int64_t to, int64_t from, int64_t t) {
+      for (int64_t i = 0; i < s.in; ++i)
+        for (int64_t o = 0; o < s.out; ++o) {
+          const double grad = g[static_cast<size_t>(to * s.out + o)];
+          of_a[static_cast<size_t>(from * s.in + i)] += grad * c.weight_at(i, t, o);
+          of_weight[static_cast<size_t>((i * 9 + t) * s.out + o)] += grad * c.a[static_cast<size_t>(from * s.in + i)];
+        }
+    });
+    for (size_t k = 0; k < of_x.size(); ++k)
+      if (c.activated(static_cast<int64_t>(k)) > 0)
+        of_x[k] = of_a[c.place(static_cast<int64_t>(k))] * c.scale[k % static_cast<size_t>(s.in)];
+    compare(scored ? "grad_x of a score" : "grad_x", grad_x, of_x);
+    compare(scored ? "grad_weight of a score" : "grad_weight", grad_weight, of_weight);
+  }
+}
+
 void check(const Shape& shape) {
   const Case c(shape);
   const Shape& s = c.s;
@@ -126,54 +193,8 @@ void check(const Shape& shape) {
   cpu::VARIANT(deconv3x3_moments)(p, parallel);
   compare("y", y, c.y);
 
-  const Floats grad_y = random_floats(c.pixels * s.out), grad_mean = random_floats(s.out),
-               grad_var = random_floats(s.out);
   mean = random_floats(s.out);
-  Floats grad_x(c.x.size()), grad_weight(c.weight.size()), grad_scale(static_cast<size_t>(s.in)),
-      grad_shift(grad_scale);
-  rows.assign(static_cast<size_t>(s.maps * c.h * 2 * padded(s.in)), 0);
-  const Deconv3x3MomentsBackwardParams b{grad_y.data(),
-                                         grad_mean.data(),
-                                         grad_var.data(),
-                                         y.data(),
-                                         mean.data(),
-                                         c.x.data(),
-                                         c.weight.data(),
-                                         c.scale.data(),
-                                         c.shift.data(),
-                                         switches,
-                                         grad_x.data(),
-                                         grad_weight.data(),
-                                         grad_scale.data(),
-                                         grad_shift.data(),
-                                         rows.data(),
-                                         Dtype::float32,
-                                         s.maps,
-                                         s.height,
-                                         s.width,
-                                         s.in,
-                                         s.out};
-  cpu::VARIANT(deconv3x3_moments_backward)(b, parallel);
-
-  Doubles g(c.y.size()), of_a(c.a.size()), of_weight(c.weight.size()), of_x(c.x.size());
-  const double m = static_cast<double>(c.pixels);
-  for (size_t k = 0; k < g.size(); ++k) {
-    const size_t o = k % static_cast<size_t>(s.out);
-    g[k] = grad_y[k] + (grad_mean[o] + 2.0 * grad_var[o] * (static_cast<double>(y[k]) - mean[o])) / m;
-  }
-  c.each_meeting([&](int64_t to, int64_t from, int64_t t) {
-    for (int64_t i = 0; i < s.in; ++i)
-      for (int64_t o = 0; o < s.out; ++o) {
-        const double grad = g[static_cast<size_t>(to * s.out + o)];
-        of_a[static_cast<size_t>(from * s.in + i)] += grad * c.weight_at(i, t, o);
-        of_weight[static_cast<size_t>((i * 9 + t) * s.out + o)] += grad * c.a[static_cast<size_t>(from * s.in + i)];
-      }
-  });
-  for (size_t k = 0; k < of_x.size(); ++k)
-    if (c.activated(static_cast<int64_t>(k)) > 0)
-      of_x[k] = of_a[c.place(static_cast<int64_t>(k))] * c.scale[k % static_cast<size_t>(s.in)];
-  compare("grad_x", grad_x, of_x);
-  compare("grad_weight", grad_weight, of_weight);
+  check_gradients(c, y, mean);
 }
 
 }  // namespace
