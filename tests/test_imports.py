@@ -21,7 +21,7 @@ ORDER = [
     "data.matfile", "data.sbd", "data",
     "training.recipe", "training.loss", "training.solver", "training.bn", "training.checkpoint", "training.curves",
     "training.board", "training.validation", "training.share", "training.loop", "training.classifier",
-    "training.trained_part", "training.segmenter", "training",
+    "training.kept_maps", "training.trained_part", "training.segmenter", "training",
     "demo", "process_group", "cli_predict", "cli", "train", "",
 ]  # fmt: skip
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from ddn_fast import ops, reference
 from ddn_fast.config import NetConfig
@@ -15,7 +19,7 @@ from ddn_fast.training.bn import reestimate
 from ddn_fast.training.loss import segmentation_loss
 from ddn_fast.training.segmenter import Frozen, frozen_plain
 from ddn_fast.training.solver import train_only, trained_modules
-from ddn_fast.training.trained_part import trained_scores
+from ddn_fast.training.trained_part import _computed_again, trained_scores
 
 CONFIG = NetConfig(("ant", "bee", "cow"), 64, (6, 8, 36, 40, 33), fc=20, bridge=24, fc_kernel=2)
 
@@ -149,26 +153,96 @@ def test_stages_of_fewer_channels_than_the_ops_take_are_trained_by_the_plain_for
     assert gradients(net, trained_scores(net, *fixed), target)
 
 
-def test_of_each_layer_one_map_is_kept_for_the_gradients() -> None:
-    """What the graph holds, in maps of one layer: the plain network keeps two a layer, and the unpooled ones."""
-    net, fixed, _ = made()
+class LiveBytes(TorchDispatchMode):
+    """Bytes of all tensors made inside that are alive, and the most there were."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = self.most = 0
+        self._known: dict[int, weakref.ref] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        given = {id(t.untyped_storage()) for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor) and id(tensor.untyped_storage()) not in given:
+                self._add(tensor.untyped_storage())
+        return result
+
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        key, size = id(storage), storage.nbytes()
+        if key in self._known:
+            return
+        self.live += size
+        self.most = max(self.most, self.live)
+
+        def gone(_: Any) -> None:
+            self.live -= size
+            del self._known[key]
+
+        self._known[key] = weakref.ref(storage, gone)
+
+
+def kept_and_most(net: DecoupledNet, target: Tensor, scores: Any) -> tuple[int, int]:
+    """Bytes that one forward pass leaves for the gradients, and the most at once through both."""
+    net.zero_grad()
+    with LiveBytes() as bytes_:
+        loss = segmentation_loss(scores(), target)
+        kept = bytes_.live
+        loss.backward()
+    return kept, bytes_.most
+
+
+def test_of_each_layer_one_map_is_kept_for_the_gradients_and_with_recompute_of_each_stage() -> None:
+    config = NetConfig(("ant", "bee", "cow"), 64, (16, 32, 64, 64, 64), fc=8, bridge=8, fc_kernel=1)
+    net, fixed, target = made(config)
+    sizes = [
+        len(target) * 4 * layer.out_channels * (config.side >> (int(name[6]) - 1)) ** 2
+        for name, layer in net.decoder.named_children()
+        if isinstance(layer, torch.nn.ConvTranspose2d)
+    ]
+    dropped = [size for size, again in zip(sizes, _computed_again(True), strict=True) if again]
+    ours, fewer, theirs = (
+        kept_and_most(net, target, scores)
+        for scores in (
+            lambda: trained_scores(net, *fixed),
+            lambda: trained_scores(net, *fixed, recompute=True),
+            lambda: plain_scores(net, fixed),
+        )
+    )
+    assert sum(sizes) <= ours[0] < 1.1 * sum(sizes)  # beside the maps: the loss, the bridge, vectors
+    assert fewer[0] == ours[0] - sum(dropped)
+    assert ours[1] < sum(sizes) + 1.15 * sizes[-1] + 0.1 * sum(sizes)  # and the gradient of one map
+    assert fewer[1] < ours[1] - 0.9 * sum(dropped)
+    assert ours[0] < 0.45 * theirs[0]
+    assert ours[1] < 0.5 * theirs[1]
+
+
+@pytest.mark.parametrize("half", [False, True], ids=["float32", "bfloat16"])
+def test_maps_computed_again_give_the_same_bits(half: bool) -> None:
+    net, fixed, target = made()
+    found = []
+    for recompute in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            scores = trained_scores(net, *fixed, recompute=recompute)
+        found.append({"scores": scores.detach(), **gradients(net, scores.float(), target)})
+        found[-1] = {name: value.clone() for name, value in found[-1].items()}
+    assert found[0].keys() == found[1].keys()
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+
+
+def test_every_layer_is_computed_once_more_at_most() -> None:
+    net, fixed, target = made()
     layers = sum(isinstance(m, torch.nn.ConvTranspose2d) for m in net.decoder.modules())
+    with mock.patch.object(ops, "deconv3x3_moments", wraps=ops.deconv3x3_moments) as counted:
+        gradients(net, trained_scores(net, *fixed, recompute=True), target)
+    assert counted.call_count == layers + sum(_computed_again(True))
 
-    def kept(scores: Any) -> dict[int, Tensor]:
-        tensors: dict[int, Tensor] = {}
 
-        def pack(tensor: Tensor) -> Tensor:
-            if tensor.dim() == 4 and tensor.shape[0] == 3 and tensor.is_floating_point():
-                tensors[tensor.untyped_storage().data_ptr()] = tensor
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            given = scores()
-        assert given.requires_grad
-        return tensors
-
-    ours, theirs = kept(lambda: trained_scores(net, *fixed)), kept(lambda: plain_scores(net, fixed))
-    maps = [tensor for tensor in ours.values() if tensor.shape[2] > 2 * CONFIG.map_side - 1]
-    assert len(maps) == layers  # each layer's y; what is pooled is smaller than any of them
-    bytes_of = [sum(tensor.nbytes for tensor in tensors.values()) for tensors in (ours, theirs)]
-    assert bytes_of[0] < 0.45 * bytes_of[1]
+def test_second_backward_pass_is_refused_by_name() -> None:
+    net, fixed, target = made()
+    loss = segmentation_loss(trained_scores(net, *fixed), target)
+    assert loss is not None
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="wanted the first backward pass, got another"):
+        loss.backward()

@@ -9,6 +9,7 @@ again by it: it is not added, and has no gradient. P passes, M x M the pool5 map
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -20,15 +21,20 @@ from ..config import STAGE_CONVS
 from ..engine import overlap_add
 from ..image_part import windows_of
 from ..network import BatchNorm, Bridge, DecoupledNet
+from .kept_maps import KeptMaps
 
 LEAST_CHANNELS = 4  # of a map that the ops of training take
 
 
-def trained_scores(model: DecoupledNet, pool5: Tensor, class_map: Tensor, switches: tuple[Tensor, ...]) -> Tensor:
+def trained_scores(
+    model: DecoupledNet, pool5: Tensor, class_map: Tensor, switches: tuple[Tensor, ...], recompute: bool = False
+) -> Tensor:
     """Seg-scores ``[P,2,S,S]``, float32 at least, of pool5 and class_map ``[P,C5,M,M]``, switches of pool1..pool5.
 
     Bridge and decoder are in training mode. Maps are bfloat16 under autocast to it. By ``model.ops``, but by the plain
-    formulas where those do not serve: in float64, and for stages of fewer than 4 channels.
+    formulas where those do not serve: in float64, and for stages of fewer than 4 channels. With `recompute` the maps
+    inside the stages 5 to 2 are computed again in the backward pass instead of kept; the results are the same bits.
+    Gradients can be taken once. Under ``torch.compile`` the compiler decides what is kept.
     """
     served = pool5.dtype == torch.float32 and min(model.config.widths) >= LEAST_CHANNELS
     ops = model.ops if served else reference
@@ -37,14 +43,27 @@ def trained_scores(model: DecoupledNet, pool5: Tensor, class_map: Tensor, switch
     layer = _Layer(
         joined if half is None else joined.to(half), model.bridge.fc6_deconv_bn, model.bridge.fc6_deconv.bias
     )
+    maps: Any = ops if torch.compiler.is_compiling() else KeptMaps(ops, layer.x, _computed_again(recompute))
     for stage in range(5, 0, -1):
         for k in range(1, STAGE_CONVS[stage - 1] + 1):
             deconv, norm = (model.decoder.get_submodule(f"deconv{stage}_{k}{suffix}") for suffix in ("", "_bn"))
             switch = switches[stage - 1] if k == 1 else None
-            y, mean, var = ops.deconv3x3_moments(layer.x, deconv.weight, *layer.affine, switch)
+            y, mean, var = maps.deconv3x3_moments(layer.x, deconv.weight, *layer.affine, switch)
             layer = _Layer(y, norm, deconv.bias, mean, var)
     score = model.decoder.seg_score
-    return ops.seg_score(layer.x, *layer.affine, score.weight.flatten(1), score.bias)
+    scores: Tensor = maps.seg_score(layer.x, *layer.affine, score.weight.flatten(1), score.bias)
+    return scores
+
+
+def _computed_again(recompute: bool) -> Iterator[bool]:
+    """Of each layer whether its map is: with `recompute` those that another layer of their stage reads.
+
+    What lies between stages is small, and enough to make the others of. Those of stage 1 are wanted again as soon as
+    they are there.
+    """
+    for stage in range(5, 0, -1):
+        convs = STAGE_CONVS[stage - 1]
+        yield from (recompute and stage > 1 and k < convs for k in range(1, convs + 1))
 
 
 class _Layer:
