@@ -10,6 +10,7 @@ are added to that JSON.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import json
 import os
@@ -34,7 +35,7 @@ from ddn_fast.network import DecoupledNet
 from ddn_fast.training.loss import segmentation_loss
 from ddn_fast.training.recipe import Recipe
 from ddn_fast.training.segmenter import frozen_part
-from ddn_fast.training.solver import build_optimizer, train_only, trained_modules
+from ddn_fast.training.solver import MomentumSGD, build_optimizer, train_only, trained_modules
 from ddn_fast.training.trained_part import trained_scores
 
 NARROW = NetConfig(VOC_CLASSES, 64, (16, 32, 48, 64, 96), fc=192, bridge=96, fc_kernel=1)
@@ -55,8 +56,12 @@ CASES = {
     "full, 32 images": Case(NetConfig(), 32, 3),
     "narrow, 32 images": Case(NARROW, 32, 15),
 }
-PLAIN, COMPILED, OURS = "plain eager", "plain compiled", "ddn_fast"
-WAYS = (PLAIN, COMPILED, OURS)
+PLAIN, COMPILED, OURS, RECOMPUTE = "plain eager", "plain compiled", "ddn_fast", "ddn_fast, recompute"
+WAYS = (PLAIN, COMPILED, OURS, RECOMPUTE)
+RIVALS = (PLAIN, COMPILED)
+# of memory alone: the plain network under a solver that holds no gradients, as ours does
+PLAIN_ABSORBING = "plain eager, no gradients held"
+MEMORY_WAYS = (PLAIN, PLAIN_ABSORBING, COMPILED, OURS, RECOMPUTE)
 
 
 class _Step:
@@ -76,8 +81,9 @@ class _Step:
         self.target = torch.randint(0, 2, (images, config.side, config.side))
         self.parts: dict[str, tuple[Callable[..., Any], Callable[..., Tensor]]] = {}
         for way in ways:
-            if way == OURS:
-                self.parts[way] = frozen_part(self.model, half), functools.partial(trained_scores, self.model)
+            if way in (OURS, RECOMPUTE):
+                scores = functools.partial(trained_scores, self.model, recompute=way == RECOMPUTE)
+                self.parts[way] = frozen_part(self.model, half), scores
             else:
                 plain = PlainTraining(self.model, compiled=way == COMPILED)
                 self.parts[way] = plain.frozen, plain.trained
@@ -123,11 +129,13 @@ def measure(name: str, precision: str, ways: tuple[str, ...] = WAYS) -> dict[str
 def peak(name: str, precision: str, way: str) -> dict[str, int]:
     """Peak resident bytes of a process that trains this way for some solver steps, and what its solver must hold."""
     step = _Step(CASES[name], precision == "bfloat16", (way,))
-    for sub_batches in (1, 2):  # with momentum there, a second gradient comes beside the first
-        step.optimizer.zero_grad()
-        for _ in range(sub_batches):
-            step.run(way)
-        step.optimizer.step()
+    assert isinstance(step.optimizer, MomentumSGD)
+    with contextlib.nullcontext() if way in RIVALS else step.optimizer.absorbing():
+        for sub_batches in (1, 2):  # with momentum there, a second gradient comes beside the first
+            step.optimizer.zero_grad()
+            for _ in range(sub_batches):
+                step.run(way)
+            step.optimizer.step()
     trained = [p for p in step.model.parameters() if p.requires_grad]
     held = sum(p.nbytes for p in step.model.parameters()) + 2 * sum(p.nbytes for p in trained)
     return {"peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, "weights_gradients_momentum": held}
@@ -139,9 +147,9 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=machine.RESULTS, help="folder for the JSON")
     parser.add_argument("--case", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--precision", nargs="+", choices=("bfloat16", "float32"), default=["bfloat16", "float32"])
-    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
+    parser.add_argument("--ways", nargs="+", choices=MEMORY_WAYS)
     parser.add_argument("--memory", action="store_true", help="peak memory of each way instead of times")
-    parser.add_argument("--memory-of", choices=WAYS, help=argparse.SUPPRESS)  # in a process of its own
+    parser.add_argument("--memory-of", choices=MEMORY_WAYS, help=argparse.SUPPRESS)  # in a process of its own
     arguments = parser.parse_args()
     if not (arguments.memory or arguments.memory_of):  # they keep what was freed: faster, and no measure of memory
         machine.use_allocator_settings()
@@ -156,7 +164,7 @@ def main() -> int:
     for name in arguments.case:
         for precision in arguments.precision:
             take = _peaks if arguments.memory else measure
-            row = take(name, precision, tuple(arguments.ways))
+            row = take(name, precision, tuple(arguments.ways or (MEMORY_WAYS if arguments.memory else WAYS)))
             row["glibc_tunables"] = os.environ.get("GLIBC_TUNABLES") or None
             others = [r for r in report[kind] if (r["case"], r["precision"]) != (name, precision)]
             report[kind] = [*others, row]
@@ -168,19 +176,20 @@ def main() -> int:
 
 def table(report: dict[str, Any], words: Sequence[str] = ()) -> str:
     """Markdown: milliseconds of a sub-batch, or with the word "memory" peak gigabytes, of each way and their ratios."""
-    rows = report["memory" if "memory" in words else "rows"]
-    unit = "GB" if "memory" in words else "ms"
+    memory = "memory" in words
+    rows, ways = report["memory" if memory else "rows"], MEMORY_WAYS if memory else WAYS
+    pairs = [(PLAIN, OURS), (PLAIN, RECOMPUTE)] if memory else [(rival, way) for way in WAYS[2:] for rival in RIVALS]
     lines = [
-        f"{unit} | " + " | ".join(WAYS) + f" | {PLAIN} / {OURS} | {COMPILED} / {OURS}",
-        "---" + "|---:" * (len(WAYS) + 2),
+        " | ".join(["GB" if memory else "ms", *ways, *(f"{b} : {a}" if memory else f"{a} : {b}" for a, b in pairs)]),
+        "---" + "|---:" * (len(ways) + len(pairs)),
     ]
     for row in rows:
-        values = [_value(row[way]) if way in row else None for way in WAYS]
-        ratios = [value / values[2] if value and values[2] else None for value in values[:2]]
-        digits = 2 if "memory" in words else 0
-        cells = ["-" if value is None else f"{value:.{digits}f}" for value in values]
-        cells += ["-" if ratio is None else f"{ratio:.2f}" for ratio in ratios]
-        lines.append(f"{row['case']}, {row['precision']} | " + " | ".join(cells))
+        values = {way: _value(row[way]) if way in row else None for way in ways}
+        cells = [f"{value:.{2 if memory else 0}f}" if value else "-" for value in values.values()]
+        for a, b in pairs:
+            over, under = (values[b], values[a]) if memory else (values[a], values[b])
+            cells.append(f"{over / under:.2f}" if over and under else "-")
+        lines.append(" | ".join([f"{row['case']}, {row['precision']}", *cells]))
     return "\n".join(lines)
 
 
@@ -201,7 +210,7 @@ def draw(report: dict[str, Any], path: Path) -> None:
     names = [f"{row['case']}\n{row['precision']}" for row in rows]
     for place, way in enumerate(WAYS):
         speeds = [row[way]["images_per_second"] for row in rows]
-        axes.bar([at + 0.27 * (place - 1) for at in range(len(names))], speeds, 0.27, label=way)
+        axes.bar([at + 0.2 * (place - 1.5) for at in range(len(names))], speeds, 0.2, label=way)
     axes.set_xticks(range(len(names)), names, fontsize=7)
     axes.set_yscale("log")
     axes.set_ylabel("images a second, forward and backward")

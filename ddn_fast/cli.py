@@ -179,6 +179,8 @@ def _add_train(commands: Any) -> None:
     segmenter.add_argument("--split", default="train", help="which of its splits (default %(default)s)")
     classifier.add_argument("--split", help="which of its splits (default Main/train, else train)")
     segmenter.add_argument("--val-split", default="val", help="where mean IU is measured (default %(default)s)")
+    text = "compute most maps a second time instead of keeping them: less memory, more time, the same weights"
+    segmenter.add_argument("--recompute", action="store_true", help=text)
     segmenter.add_argument("--items", type=Path, metavar="FILE", help="a finished list of windows")
     classifier.add_argument(
         "--tags", default="auto", help="image-level labels: auto, main, masks, or a CSV file (default %(default)s)"
@@ -200,7 +202,7 @@ def _train_on(device: str, arguments: argparse.Namespace) -> int:
     from .weights import load, read_metadata
 
     workers = default_workers() if arguments.workers is None else arguments.workers
-    names = ("tags",) if arguments.stage == "classifier" else ("val_split", "items")
+    names = ("tags",) if arguments.stage == "classifier" else ("val_split", "items", "recompute")
     options = {name: getattr(arguments, name) for name in names}
     train = getattr(importlib.import_module(f"ddn_fast.training.{arguments.stage}"), f"train_{arguments.stage}")
     train(

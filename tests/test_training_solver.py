@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 import torch
 from tiny_training import fresh_net, tiny_recipe
@@ -79,6 +81,33 @@ def test_parameter_without_gradient_stays() -> None:
     optimizer.step()
     assert torch.equal(kept, torch.ones(2))
     assert not torch.equal(moved, torch.ones(2))
+
+
+@pytest.mark.parametrize("rates", [[0.05] * 6, [0.05] * 3 + [0.005] * 3])
+def test_absorbed_gradients_make_the_same_steps_and_leave_nothing_behind(rates: list[float]) -> None:
+    """Two sub-batches a step, of which the second does not reach one parameter, and of the third step none does."""
+    found = []
+    for absorb in (False, True):
+        weights = [nn.Parameter(torch.arange(1.0, 4.0, dtype=torch.float64)) for _ in range(3)]
+        groups = [
+            {"params": weights[:2], "weight_decay": 0.1},
+            {"params": weights[2:], "lr_mult": 2.0},
+        ]
+        optimizer = MomentumSGD(groups, lr=0.05, momentum=0.9, accumulate=2)
+        with optimizer.absorbing() if absorb else contextlib.nullcontext():
+            for step, lr in enumerate(rates):
+                set_learning_rate(optimizer, lr)
+                optimizer.zero_grad()
+                if step != 2:
+                    ((weights[0] * weights[1]).square().sum() + weights[2].square().sum()).backward()
+                    (weights[0] * weights[2]).sum().backward()
+                assert all((p.grad is None) == (absorb or step == 2) for p in weights)
+                optimizer.step()
+        found.append([p.detach().clone() for p in weights])
+        (weights[0] * weights[1] * weights[2]).sum().backward()  # outside nothing is absorbed
+        assert all(p.grad is not None for p in weights)
+    for kept, absorbed in zip(*found, strict=True):
+        torch.testing.assert_close(absorbed, kept, rtol=1e-13, atol=0)
 
 
 def test_closure_may_differentiate() -> None:

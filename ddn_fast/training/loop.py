@@ -31,7 +31,7 @@ from .board import Board, check_tensorboard
 from .checkpoint import load_checkpoint, save_checkpoint
 from .recipe import Recipe
 from .share import Share
-from .solver import set_learning_rate
+from .solver import MomentumSGD, set_learning_rate
 
 Batch = dict[str, Tensor]
 CHECKPOINT, LOG = "checkpoint.safetensors", "log.jsonl"
@@ -113,7 +113,7 @@ class Run:
             dynamic_ncols=True, disable=not self.shows_progress,
         )  # fmt: skip
         clock, timed = time.perf_counter(), start
-        with bar:
+        with bar, self._without_gradients():
             for iteration in range(start, self.recipe.iterations):
                 self.window.append(self._step(iteration, batches))
                 done = iteration + 1
@@ -128,6 +128,12 @@ class Run:
                     clock, timed = time.perf_counter(), done
                 if _due(done, self.recipe.checkpoint_every) or last:
                     self.checkpoint(done)
+
+    def _without_gradients(self) -> contextlib.AbstractContextManager[None]:
+        """Inside, gradients are not held beside the momentum, where the solver can do so and one process trains."""
+        if self.share.size == 1 and isinstance(self.optimizer, MomentumSGD):
+            return self.optimizer.absorbing()
+        return contextlib.nullcontext()
 
     def checkpoint(self, iteration: int) -> None:
         """Write the state after `iteration` solver steps; DivergedError, and nothing written, where a weight is NaN."""

@@ -53,6 +53,7 @@ def train_segmenter(
     progress: bool = True,
     cache_bytes: int = 0,
     tensorboard: bool = False,
+    recompute: bool = False,
 ) -> DecoupledNet:
     """Train bridge and decoder, re-estimate batch statistics, validate, write ``out/weights``; return the network.
 
@@ -63,6 +64,7 @@ def train_segmenter(
                class, chosen by the recipe's seed, written to ``out/items.txt``
     val_split  where mean IU is measured at the end and every ``validate_every`` iterations; None, a split without
                masks, or the default one where the folder has no such split: nowhere
+    recompute  less memory for more time, with the same weights at the end (:func:`trained_scores`)
     The rest as in :func:`ddn_fast.training.classifier.train_classifier`.
     """
     check_stage(recipe, "segmenter")
@@ -97,7 +99,7 @@ def train_segmenter(
         model=model,
         optimizer=build_optimizer(modules, recipe),
         items=items_of(recipe, recipe.seed),
-        loss=lambda batch: segmentation_loss(training_scores(model, batch, frozen), batch["target"]),
+        loss=lambda batch: segmentation_loss(training_scores(model, batch, frozen, recompute), batch["target"]),
         out=out,
         identity={
             "network": model.config.to_dict(),
@@ -170,11 +172,14 @@ def frozen_part(model: DecoupledNet, half: bool) -> Callable[[Tensor, Tensor], F
 
 
 def training_scores(
-    model: DecoupledNet, batch: Batch, frozen: Callable[[Tensor, Tensor], Frozen] | None = None
+    model: DecoupledNet,
+    batch: Batch,
+    frozen: Callable[[Tensor, Tensor], Frozen] | None = None,
+    recompute: bool = False,
 ) -> Tensor:
     """Seg-scores ``[P,2,S,S]`` of a batch of items, one pass each; `frozen` by :func:`frozen_part`, or the plain."""
     fixed = (frozen or functools.partial(frozen_plain, model))(batch["data"], batch["subset"])
-    return trained_scores(model, fixed.pool5, fixed.class_map, fixed.switches)
+    return trained_scores(model, fixed.pool5, fixed.class_map, fixed.switches, recompute)
 
 
 def _windows(

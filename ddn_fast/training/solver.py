@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import contextlib
+import functools
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -18,6 +20,8 @@ class MomentumSGD(torch.optim.Optimizer):
     G is the sum of the gradients of `accumulate` sub-batches, so the decay is divided by `accumulate` too: 5e-4 over
     16 sub-batches acts as 3.1e-5. Unlike torch.optim.SGD the momentum holds steps, not gradients: after the learning
     rate drops, earlier steps keep their size. Each parameter group has ``lr_mult`` and ``weight_decay``.
+
+    Inside :meth:`absorbing` the network's gradients are never held beside its momentum.
     """
 
     def __init__(self, groups: Iterable[dict[str, Any]], lr: float, momentum: float, accumulate: int) -> None:
@@ -26,28 +30,54 @@ class MomentumSGD(torch.optim.Optimizer):
             {"lr": lr, "momentum": momentum, "accumulate": accumulate, "lr_mult": 1.0, "weight_decay": 0.0},
         )
 
+    @contextlib.contextmanager
+    def absorbing(self) -> Iterator[None]:
+        """Inside, a gradient goes into h as soon as a backward pass has it, and ``.grad`` is None again.
+
+        At the rate that its group has at that moment. What was absorbed cannot be taken back: :meth:`step` must end the
+        step. Not for several processes, whose gradients are summed before h, on which all agree, holds a part of them.
+        """
+        with contextlib.ExitStack() as hooks:
+            for group in self.param_groups:
+                for parameter in group["params"]:
+                    take = functools.partial(self._absorb_one, group)
+                    hooks.callback(parameter.register_post_accumulate_grad_hook(take).remove)
+            yield
+
+    def _absorb_one(self, group: dict[str, Any], parameter: Tensor) -> None:
+        self._absorb(group, [parameter])
+
+    @torch.no_grad()
+    def _absorb(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
+        """Add what their ``.grad`` holds to h, which forgets a part of itself first where it is the step's first."""
+        rate = group["lr"] * group["lr_mult"] / group["accumulate"]
+        for p in parameters:
+            if "momentum" not in self.state[p]:
+                self.state[p]["momentum"] = torch.zeros_like(p)
+        first = [p for p in parameters if not self.state[p].get("begun")]
+        if first:
+            begun = [self.state[p]["momentum"] for p in first]
+            torch._foreach_mul_(begun, group["momentum"])
+            if group["weight_decay"]:
+                torch._foreach_add_(begun, first, alpha=rate * group["weight_decay"])
+        gradients: list[Tensor] = [p.grad for p in parameters if p.grad is not None]
+        torch._foreach_add_([self.state[p]["momentum"] for p in parameters], gradients, alpha=rate)
+        for p in parameters:
+            self.state[p]["begun"] = True
+            p.grad = None
+
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """One update from the gradients summed in ``.grad``; a parameter without one stays."""
+        """One update from the gradients absorbed and those in ``.grad``; a parameter without any stays."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            rate = group["lr"] * group["lr_mult"] / group["accumulate"]
-            parameters = [p for p in group["params"] if p.grad is not None]
-            if not parameters:
-                continue
-            gradients: list[Tensor] = [p.grad for p in parameters if p.grad is not None]
-            for p in parameters:
-                if "momentum" not in self.state[p]:
-                    self.state[p]["momentum"] = torch.zeros_like(p)
-            history = [self.state[p]["momentum"] for p in parameters]
-            torch._foreach_mul_(history, group["momentum"])
-            torch._foreach_add_(history, gradients, alpha=rate)
-            if group["weight_decay"]:
-                torch._foreach_add_(history, parameters, alpha=rate * group["weight_decay"])
-            torch._foreach_sub_(parameters, history)
+            if waiting := [p for p in group["params"] if p.grad is not None]:
+                self._absorb(group, waiting)
+            if moved := [p for p in group["params"] if self.state[p].pop("begun", False)]:
+                torch._foreach_sub_(moved, [self.state[p]["momentum"] for p in moved])
         return loss
 
 
