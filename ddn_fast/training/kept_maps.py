@@ -108,10 +108,43 @@ class _Layer(torch.autograd.Function):
         arguments = grad_mean, grad_var, y, mean, x, weight, scale, shift, switches
         if of_score is None:
             gradients = ctx.ops.deconv3x3_moments_backward(grad_y, *arguments)
+        elif x.shape == y.shape and x.device.type == "cpu":  # on a GPU one image at a time would be too little work
+            gradients = _gradients_in_place(ctx.ops, of_score, *arguments[:-1])
         else:
             gradients = ctx.ops.deconv3x3_moments_backward_score(*of_score, *arguments)
         ctx.source = ctx.target = None  # the node lives as long as the loss does, the maps must not
         return *gradients, None, None, None, None, None
+
+
+def _gradients_in_place(
+    ops: Any,
+    of_score: tuple[Tensor, ...],
+    grad_mean: Tensor,
+    grad_var: Tensor,
+    y: Tensor,
+    mean: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+) -> list[Tensor]:
+    """``deconv3x3_moments_backward_score`` with the gradient of x in the memory of y, which nobody reads after it.
+
+    Here, where x, y and that gradient are the largest maps of all, the batch's memory is at its peak. Image by image:
+    an image's y is overwritten when its gradients are there. Each of N sees a part of the moments' gradients: those of
+    the mean over N images are divided by N.
+    """
+    grad_score, *score = of_score
+    grad_mean, grad_var = grad_mean / len(y), grad_var / len(y)
+    sums: list[Tensor] = []
+    for n in range(len(y)):
+        one = slice(n, n + 1)
+        grad_x, *others = ops.deconv3x3_moments_backward_score(
+            grad_score[one], *score, grad_mean, grad_var, y[one], mean, x[one], weight, scale, shift
+        )
+        y[one] = grad_x
+        sums = [total.add_(other) for total, other in zip(sums, others, strict=True)] if sums else others
+    return [y, *sums]
 
 
 class _Score(torch.autograd.Function):
