@@ -66,7 +66,7 @@ def test_commands_lead_from_nothing_to_masks(tmp_path: Path, capsys: pytest.Capt
     recipe = write_recipe(tiny_recipe("segmenter", masks_per_class=1, validate_every=3), tmp_path / "2.toml")
     assert run(*wrong, "--recipe", recipe, "--cache-gb", -1) == 2
     assert "cache: wanted 0 gigabytes or more, got -1.0" in capsys.readouterr().err
-    assert run(*wrong, "--recipe", recipe, "--cache-gb", 0.5) == 0
+    assert run(*wrong, "--recipe", recipe, "--cache-gb", 0.5, "--recompute") == 0
     assert files | {"items.txt", "masks.txt"} <= {path.name for path in two.iterdir()}
     logged = [json.loads(line) for line in (two / "log.jsonl").read_text().splitlines()]
     assert any("mean_iu" in entry for entry in logged)

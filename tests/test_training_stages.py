@@ -182,6 +182,33 @@ def test_stage_2_leaves_encoder_and_head_bit_for_bit(generated: VocFolder, tmp_p
     assert set(changed(trained, got)) == set(trained) - normalised  # batch normalisation takes a bias away again
 
 
+def test_maps_computed_again_train_the_same_network_bit_for_bit(generated: VocFolder, tmp_path: Path) -> None:
+    kept, again = (
+        stage_2(generated, tmp_path / str(recompute), {"iterations": 3}, recompute=recompute)
+        for recompute in (False, True)
+    )
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in kept.state_dict().items())
+
+
+@pytest.mark.parametrize(("optimizer", "held"), [("sgd", False), ("adamw", True)])
+def test_gradients_are_not_held_beside_the_momentum(
+    generated: VocFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: str, held: bool
+) -> None:
+    seen = []
+    step = Run._step
+
+    def watched(self: Run, iteration: int, batches: Any) -> float:
+        loss = step(self, iteration, batches)
+        seen.append(any(p.grad is not None for group in self.optimizer.param_groups for p in group["params"]))
+        return loss
+
+    monkeypatch.setattr(Run, "_step", watched)
+    net = stage_2(generated, tmp_path, {"iterations": 2, "optimizer": optimizer})
+    assert seen == [held, held]
+    net.bridge.fc6_seg.weight.square().sum().backward()
+    assert net.bridge.fc6_seg.weight.grad is not None  # a run that is over takes none
+
+
 @STAGES
 def test_trained_network_is_in_eval_mode_and_is_the_one_on_disk(
     generated: VocFolder, tmp_path: Path, train: Train
