@@ -62,6 +62,8 @@ RIVALS = (PLAIN, COMPILED)
 # of memory alone: the plain network under a solver that holds no gradients, as ours does
 PLAIN_ABSORBING = "plain eager, no gradients held"
 MEMORY_WAYS = (PLAIN, PLAIN_ABSORBING, COMPILED, OURS, RECOMPUTE)
+TIME_PAIRS = ((PLAIN, OURS), (COMPILED, OURS), (COMPILED, RECOMPUTE))
+MEMORY_PAIRS = ((PLAIN, OURS), (PLAIN, RECOMPUTE), (PLAIN_ABSORBING, RECOMPUTE))
 
 
 class _Step:
@@ -179,7 +181,7 @@ def table(report: dict[str, Any], words: Sequence[str] = ()) -> str:
     """Markdown: milliseconds of a sub-batch, or with the word "memory" peak gigabytes, of each way and their ratios."""
     memory = "memory" in words
     rows, ways = report["memory" if memory else "rows"], MEMORY_WAYS if memory else WAYS
-    pairs = [(PLAIN, OURS), (PLAIN, RECOMPUTE)] if memory else [(rival, way) for way in WAYS[2:] for rival in RIVALS]
+    pairs = MEMORY_PAIRS if memory else TIME_PAIRS
     lines = [
         " | ".join(["GB" if memory else "ms", *ways, *(f"{b} : {a}" if memory else f"{a} : {b}" for a, b in pairs)]),
         "---" + "|---:" * (len(ways) + len(pairs)),

@@ -8,6 +8,7 @@
 // added to which does not depend on the number of threads.
 #pragma once
 #include "cpu/deconv3x3_weights.h"
+#include "cpu/outer_products.h"
 #include "cpu/parallel.h"
 #include "cpu/scratch.h"
 
@@ -52,15 +53,7 @@ inline void tile_gradient(const float* from, int64_t row, float* to, int64_t poi
 template <int Inputs>
 DDN_INLINE void outer_tile(const float* a, const float* b, int64_t tiles, float* sum, bool add) {
   Vec total[Inputs][2] = {};
-  for (int64_t t = 0; t < tiles; ++t, a += kBlock, b += kBlock) {
-    const Vec b0 = load(b), b1 = load(b + kWidth);
-#pragma GCC unroll 12
-    for (int n = 0; n < Inputs; ++n) {
-      const Vec value = splat(a[n]);
-      total[n][0] += value * b0;
-      total[n][1] += value * b1;
-    }
-  }
+  outer_products(a, kBlock, b, kBlock, tiles, total);
 #pragma GCC unroll 12
   for (int n = 0; n < Inputs; ++n)
     for (int v = 0; v < 2; ++v) {
@@ -71,7 +64,7 @@ DDN_INLINE void outer_tile(const float* a, const float* b, int64_t tiles, float*
 
 // The same for whole blocks: sum [32][32].
 inline void outer(const float* a, const float* b, int64_t tiles, float* sum, bool add) {
-  constexpr int kInputs = kWidth == 16 ? 12 : 4;  // with two vectors of outputs: what the registers hold
+  constexpr int kInputs = kOuterRowsAtOnce;
   for (int o = 0; o < kBlock; o += kOutputs) {
     int n = 0;
     for (; n + kInputs <= kBlock; n += kInputs) outer_tile<kInputs>(a + n, b + o, tiles, sum + n * kBlock + o, add);

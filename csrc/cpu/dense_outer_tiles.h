@@ -1,17 +1,16 @@
 // Tasks of dense_outer: y = a^T @ b in float. What its variants share.
 //
 // A task is a block of y. A few hundred rows of b, its columns in panels of two registers, are brought together in the
-// cache; then of a as many columns at a time as sums fill the registers pass over all panels: one broadcast and two
-// multiply-adds for each value of a and two registers of b.
+// cache; then of a as many columns at a time as sums fill the registers pass over all panels.
 #pragma once
 #include "cpu/dense_outer.h"
+#include "cpu/outer_products.h"
 #include "cpu/scratch.h"
-#include "cpu/vec.h"
 
 namespace ddn::cpu {
 namespace {
 
-constexpr int kTileRows = kWidth == 16 ? 12 : 4;  // with two registers of columns: 24 of 32 sums, 8 of 16
+constexpr int kTileRows = kOuterRowsAtOnce;
 constexpr int kPanel = 2 * kWidth;
 constexpr int64_t kDepth = 256;  // rows of a and b at a time: [256,512] of b are half a second-level cache
 
@@ -19,15 +18,7 @@ constexpr int64_t kDepth = 256;  // rows of a and b at a time: [256,512] of b ar
 inline void outer_tile(const float* a, const float* b, int64_t depth, float* y, int64_t stride, int rows, int columns,
                        bool add) {
   Vec total[kTileRows][2] = {};
-  for (int64_t d = 0; d < depth; ++d, a += kTileRows, b += kPanel) {
-    const Vec b0 = load(b), b1 = load(b + kWidth);
-#pragma GCC unroll 12
-    for (int r = 0; r < kTileRows; ++r) {
-      const Vec value = splat(a[r]);
-      total[r][0] += value * b0;
-      total[r][1] += value * b1;
-    }
-  }
+  outer_products(a, kTileRows, b, kPanel, depth, total);
 #pragma GCC unroll 12
   for (int r = 0; r < kTileRows; ++r)
     if (r < rows)
