@@ -33,7 +33,7 @@ except ImportError as error:
         "and builds CUDA kernels too where nvcc is found."
     ) from error
 
-from . import dense_ops, training_ops
+from . import dense_ops, training_ops, training_ops_cuda
 from .dense_ops import check_float, check_shape, dense, dense_outer
 from .training_ops import (
     deconv3x3_moments,
@@ -391,6 +391,7 @@ def _register_without_gradient(op: str) -> None:
 
 dense_ops.register()
 training_ops.register()
+training_ops_cuda.register()
 for _op in (
     *("conv3x3", "conv3x3_max_pool2x2", "conv3x3_score", "class_gate", "merge_scores"),
     *("deconv3x3_moments_backward", "deconv3x3_moments_backward_score"),

@@ -8,8 +8,8 @@ what is kept for the gradients is x, y and 2-bit switches. Between two ops stand
 normalisation is plain torch there, and so is its synchronisation among processes.
 
 Maps are float32 or bfloat16 in any strides, results channels_last; weights, vectors and all sums are float32. Results
-do not depend on the number of threads. On the CPU convolutions are winograd's F(4x4, 3x3) in float; on CUDA the
-vendor library's, in the dtype of the maps. Gradients of gradients are not there.
+do not depend on the number of threads. On the CPU convolutions are winograd's F(4x4, 3x3) in float; CUDA's side is
+:mod:`ddn_fast.training_ops_cuda`. Gradients of gradients are not there.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 _Context = Any  # torch's autograd context has no public type
@@ -108,18 +107,17 @@ def seg_score_backward_vectors(
 
 
 def register() -> None:
-    """Gives torch the fake kernels, the gradients and what runs on CUDA; the schemas must be there."""
+    """Gives torch the fake kernels and the gradients; the schemas must be there."""
     library = torch.library
-    for name, fake, cuda in (
-        ("deconv3x3_moments", _moments_fake, _moments_cuda),
-        ("deconv3x3_moments_backward", _moments_backward_fake, _moments_backward_cuda),
-        ("deconv3x3_moments_backward_score", _moments_backward_score_fake, _moments_backward_score_cuda),
-        ("seg_score", _score_fake, _score_cuda),
-        ("seg_score_backward", _score_backward_fake, _score_backward_cuda),
-        ("seg_score_backward_vectors", _score_backward_vectors_fake, _score_backward_vectors_cuda),
+    for name, fake in (
+        ("deconv3x3_moments", _moments_fake),
+        ("deconv3x3_moments_backward", _moments_backward_fake),
+        ("deconv3x3_moments_backward_score", _moments_backward_score_fake),
+        ("seg_score", _score_fake),
+        ("seg_score_backward", _score_backward_fake),
+        ("seg_score_backward_vectors", _score_backward_vectors_fake),
     ):
         library.register_fake(f"ddn_fast::{name}")(fake)
-        library.register_kernel(f"ddn_fast::{name}", "cuda")(cuda)
     library.register_autograd("ddn_fast::deconv3x3_moments", _moments_gradient, setup_context=_moments_context)
     library.register_autograd("ddn_fast::seg_score", _score_gradient, setup_context=_score_context)
 
@@ -136,15 +134,16 @@ def _check_map(op: str, name: str, x: Tensor) -> None:
         x.dtype in (torch.float32, torch.bfloat16) or (x.is_cuda and x.dtype == torch.float16),
         op, f"{name} must be Float or BFloat16{', or Half' if x.is_cuda else ''}, got {x.dtype}",
     )  # fmt: skip
-    _check(x.dim() == 4, op, f"{name} must be [N,C,H,W] with no empty axis, got {list(x.shape)}")
+    _check(x.dim() == 4 and x.numel() > 0, op, f"{name} must be [N,C,H,W] with no empty axis, got {list(x.shape)}")
 
 
-def _check_vector(op: str, name: str, value: Tensor, *shape: int) -> None:
+def check_vector(op: str, name: str, value: Tensor, *shape: int) -> None:
+    """A float32 tensor of this shape."""
     _check(value.dtype == torch.float32, op, f"{name} must be Float, got {value.dtype}")
     _check(list(value.shape) == list(shape), op, f"{name} must be {list(shape)}, got {list(value.shape)}")
 
 
-def _layer_size(
+def layer_size(
     op: str, x: Tensor, weight: Tensor, scale: Tensor, shift: Tensor, switches: Tensor | None
 ) -> tuple[int, int, int, int]:
     """Shape of what a layer gives; its arguments checked."""
@@ -153,8 +152,8 @@ def _layer_size(
     fits = weight.dim() == 4 and weight.shape[0] == channels and tuple(weight.shape[2:]) == (3, 3)
     _check(fits, op, f"weight must be [{channels},O,3,3], got {list(weight.shape)}")
     _check(weight.dtype == torch.float32, op, f"weight must be Float, got {weight.dtype}")
-    _check_vector(op, "scale", scale, channels)
-    _check_vector(op, "shift", shift, channels)
+    check_vector(op, "scale", scale, channels)
+    check_vector(op, "shift", shift, channels)
     if switches is None:
         return maps, weight.shape[1], height, width
     wanted = [maps, height, width, (channels + 3) // 4]
@@ -162,7 +161,8 @@ def _layer_size(
     return maps, weight.shape[1], 2 * height, 2 * width
 
 
-def _map_like(like: Tensor, shape: Any, dtype: torch.dtype | None = None) -> Tensor:
+def map_like(like: Tensor, shape: Any, dtype: torch.dtype | None = None) -> Tensor:
+    """A new channels_last map of this shape on the device of `like`, in its dtype where none is named."""
     dtype = like.dtype if dtype is None else dtype
     return torch.empty(tuple(shape), dtype=dtype, device=like.device, memory_format=torch.channels_last)
 
@@ -170,8 +170,8 @@ def _map_like(like: Tensor, shape: Any, dtype: torch.dtype | None = None) -> Ten
 def _moments_fake(
     x: Tensor, weight: Tensor, scale: Tensor, shift: Tensor, switches: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    shape = _layer_size("deconv3x3_moments", x, weight, scale, shift, switches)
-    return _map_like(x, shape), scale.new_empty(shape[1]), scale.new_empty(shape[1])
+    shape = layer_size("deconv3x3_moments", x, weight, scale, shift, switches)
+    return map_like(x, shape), scale.new_empty(shape[1]), scale.new_empty(shape[1])
 
 
 def _moments_backward_fake(
@@ -187,8 +187,8 @@ def _moments_backward_fake(
     switches: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     op = "deconv3x3_moments_backward"
-    shape = _check_backward(op, grad_mean, grad_var, y, mean, x, weight, scale, shift, switches)
-    _check_like_y(op, "grad_y", grad_y, x, shape)
+    shape = check_backward(op, grad_mean, grad_var, y, mean, x, weight, scale, shift, switches)
+    check_like_y(op, "grad_y", grad_y, x, shape)
     return _layer_gradients(x, weight, scale)
 
 
@@ -208,15 +208,12 @@ def _moments_backward_score_fake(
     switches: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     op = "deconv3x3_moments_backward_score"
-    maps, outputs, *size = _check_backward(op, grad_mean, grad_var, y, mean, x, weight, scale, shift, switches)
-    _check_vector(op, "grad_score", grad_score, maps, 2, *size)
-    _check_vector(op, "score_scale", score_scale, outputs)
-    _check_vector(op, "score_shift", score_shift, outputs)
-    _check_vector(op, "score_weight", score_weight, 2, outputs)
+    shape = check_backward(op, grad_mean, grad_var, y, mean, x, weight, scale, shift, switches)
+    check_of_score(op, grad_score, score_scale, score_shift, score_weight, shape)
     return _layer_gradients(x, weight, scale)
 
 
-def _check_backward(
+def check_backward(
     op: str,
     grad_mean: Tensor,
     grad_var: Tensor,
@@ -229,40 +226,51 @@ def _check_backward(
     switches: Tensor | None,
 ) -> list[int]:
     """The shape of y; what both gradients of a layer take checked."""
-    shape = list(_layer_size(op, x, weight, scale, shift, switches))
-    _check_like_y(op, "y", y, x, shape)
+    shape = list(layer_size(op, x, weight, scale, shift, switches))
+    check_like_y(op, "y", y, x, shape)
     for name, value in (("mean", mean), ("grad_mean", grad_mean), ("grad_var", grad_var)):
-        _check_vector(op, name, value, shape[1])
+        check_vector(op, name, value, shape[1])
     return shape
 
 
-def _check_like_y(op: str, name: str, value: Tensor, x: Tensor, shape: list[int]) -> None:
+def check_of_score(op: str, grad_score: Tensor, scale: Tensor, shift: Tensor, weight: Tensor, shape: list[int]) -> None:
+    """What stands for the gradient of y, which is of this shape."""
+    maps, outputs, *size = shape
+    check_vector(op, "grad_score", grad_score, maps, 2, *size)
+    check_vector(op, "score_scale", scale, outputs)
+    check_vector(op, "score_shift", shift, outputs)
+    check_vector(op, "score_weight", weight, 2, outputs)
+
+
+def check_like_y(op: str, name: str, value: Tensor, x: Tensor, shape: list[int]) -> None:
+    """A map of this shape, in x's dtype."""
     _check(list(value.shape) == shape, op, f"{name} must be {shape}, got {list(value.shape)}")
     _check(value.dtype == x.dtype, op, f"{name} must be {x.dtype}, got {value.dtype}")
 
 
 def _layer_gradients(x: Tensor, weight: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     vectors = scale.new_empty(scale.shape), scale.new_empty(scale.shape)
-    return _map_like(x, x.shape), _map_like(weight, weight.shape), *vectors
+    return map_like(x, x.shape), map_like(weight, weight.shape), *vectors
 
 
 def _score_fake(x: Tensor, scale: Tensor, shift: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    _check_score("seg_score", x, scale, shift, weight)
-    _check_vector("seg_score", "bias", bias, 2)
-    return _map_like(x, (x.shape[0], 2, x.shape[2], x.shape[3]), torch.float32)
+    check_score("seg_score", x, scale, shift, weight)
+    check_vector("seg_score", "bias", bias, 2)
+    return map_like(x, (x.shape[0], 2, x.shape[2], x.shape[3]), torch.float32)
 
 
-def _check_score(op: str, x: Tensor, scale: Tensor, shift: Tensor, weight: Tensor) -> None:
+def check_score(op: str, x: Tensor, scale: Tensor, shift: Tensor, weight: Tensor) -> None:
+    """What seg_score and its gradients read."""
     _check_map(op, "x", x)
-    _check_vector(op, "scale", scale, x.shape[1])
-    _check_vector(op, "shift", shift, x.shape[1])
-    _check_vector(op, "weight", weight, 2, x.shape[1])
+    check_vector(op, "scale", scale, x.shape[1])
+    check_vector(op, "shift", shift, x.shape[1])
+    check_vector(op, "weight", weight, 2, x.shape[1])
 
 
 def _score_backward_fake(
     grad_y: Tensor, x: Tensor, scale: Tensor, shift: Tensor, weight: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return _map_like(x, x.shape), *_score_vectors("seg_score_backward", grad_y, x, scale, shift, weight)
+    return map_like(x, x.shape), *_score_vectors("seg_score_backward", grad_y, x, scale, shift, weight)
 
 
 def _score_backward_vectors_fake(
@@ -274,8 +282,8 @@ def _score_backward_vectors_fake(
 def _score_vectors(
     op: str, grad_y: Tensor, x: Tensor, scale: Tensor, shift: Tensor, weight: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    _check_score(op, x, scale, shift, weight)
-    _check_vector(op, "grad_y", grad_y, x.shape[0], 2, x.shape[2], x.shape[3])
+    check_score(op, x, scale, shift, weight)
+    check_vector(op, "grad_y", grad_y, x.shape[0], 2, x.shape[2], x.shape[3])
     vectors = scale.new_empty(scale.shape), shift.new_empty(shift.shape), weight.new_empty(weight.shape)
     return *vectors, weight.new_empty(2)
 
@@ -298,109 +306,3 @@ def _score_context(ctx: _Context, inputs: tuple[Tensor, ...], output: Tensor) ->
 
 def _score_gradient(ctx: _Context, grad_y: Tensor) -> tuple[Tensor, ...]:
     return seg_score_backward(grad_y, *ctx.saved_tensors)
-
-
-# on CUDA: torch's own convolutions, in the dtype of the maps; the unpooled map lives for a moment
-
-
-def _by_channel(values: Tensor) -> Tensor:
-    return values[:, None, None]
-
-
-def _activated(x: Tensor, scale: Tensor, shift: Tensor, switches: Tensor | None = None) -> Tensor:
-    a = torch.addcmul(_by_channel(shift), x, _by_channel(scale)).relu_().to(x.dtype)
-    if switches is None:
-        return a
-    return torch.ops.ddn_fast.max_unpool2x2.default(a, switches, 2 * x.shape[2], 2 * x.shape[3])
-
-
-def _activation_gradients(grad_a: Tensor, x: Tensor, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    grad = grad_a.float() * (torch.addcmul(_by_channel(shift), x, _by_channel(scale)) > 0)
-    return (grad * _by_channel(scale)).to(x.dtype), (grad * x).sum((0, 2, 3)), grad.sum((0, 2, 3))
-
-
-def _moments_cuda(
-    x: Tensor, weight: Tensor, scale: Tensor, shift: Tensor, switches: Tensor | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
-    _layer_size("deconv3x3_moments", x, weight, scale, shift, switches)
-    y = F.conv_transpose2d(_activated(x, scale, shift, switches), weight.to(x.dtype), padding=1)
-    y = y.contiguous(memory_format=torch.channels_last)
-    var, mean = torch.var_mean(y.float(), (0, 2, 3), correction=0)
-    return y, mean, var
-
-
-def _moments_backward_cuda(
-    grad_y: Tensor,
-    grad_mean: Tensor,
-    grad_var: Tensor,
-    y: Tensor,
-    mean: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    scale: Tensor,
-    shift: Tensor,
-    switches: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    _layer_size("deconv3x3_moments_backward", x, weight, scale, shift, switches)
-    count = y.numel() // y.shape[1]
-    of_moments = (
-        (y.float() - _by_channel(mean)).mul_(_by_channel(2 * grad_var / count)).add_(_by_channel(grad_mean / count))
-    )
-    grad = of_moments.add_(grad_y).to(x.dtype)
-    a = _activated(x, scale, shift, switches)
-    grad_a, grad_weight, _ = torch.ops.aten.convolution_backward.default(
-        grad, a, weight.to(x.dtype), None, [1, 1], [1, 1], [1, 1], True, [0, 0], 1, [True, True, False]
-    )
-    if switches is not None:
-        grad_a = torch.ops.ddn_fast.gather2x2.default(grad_a, switches)
-    grad_x, grad_scale, grad_shift = _activation_gradients(grad_a, x, scale, shift)
-    channels_last = torch.channels_last
-    return (
-        grad_x.contiguous(memory_format=channels_last),
-        grad_weight.float().contiguous(memory_format=channels_last),
-        grad_scale,
-        grad_shift,
-    )
-
-
-def _moments_backward_score_cuda(
-    grad_score: Tensor,
-    score_scale: Tensor,
-    score_shift: Tensor,
-    score_weight: Tensor,
-    grad_mean: Tensor,
-    grad_var: Tensor,
-    y: Tensor,
-    mean: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    scale: Tensor,
-    shift: Tensor,
-    switches: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    grad_y = _score_backward_cuda(grad_score, y, score_scale, score_shift, score_weight)[0]
-    return _moments_backward_cuda(grad_y, grad_mean, grad_var, y, mean, x, weight, scale, shift, switches)
-
-
-def _score_cuda(x: Tensor, scale: Tensor, shift: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    _check_score("seg_score", x, scale, shift, weight)
-    y = F.conv2d(_activated(x, scale, shift), weight[:, :, None, None].to(x.dtype), bias.to(x.dtype))
-    return y.float().contiguous(memory_format=torch.channels_last)
-
-
-def _score_backward_cuda(
-    grad_y: Tensor, x: Tensor, scale: Tensor, shift: Tensor, weight: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    _check_score("seg_score_backward", x, scale, shift, weight)
-    pixels = grad_y.permute(0, 2, 3, 1).flatten(0, 2)  # [N*H*W,2]
-    a = _activated(x, scale, shift).permute(0, 2, 3, 1).flatten(0, 2).float()
-    grad_a = (pixels @ weight).view(x.shape[0], x.shape[2], x.shape[3], -1).permute(0, 3, 1, 2)
-    grad_x, grad_scale, grad_shift = _activation_gradients(grad_a, x, scale, shift)
-    grad_x = grad_x.contiguous(memory_format=torch.channels_last)
-    return grad_x, grad_scale, grad_shift, pixels.T @ a, grad_y.sum((0, 2, 3))
-
-
-def _score_backward_vectors_cuda(
-    grad_y: Tensor, x: Tensor, scale: Tensor, shift: Tensor, weight: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return _score_backward_cuda(grad_y, x, scale, shift, weight)[1:]

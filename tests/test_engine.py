@@ -125,6 +125,16 @@ def test_in_float32_it_is_the_plain_network_but_for_rounding(namespace: Any, nam
     nearly_everywhere(got, difference(net, x, labels, image_of_pass).sigmoid(), 1e-4)
 
 
+def mean_error(engine: FastDecoupledNet, exact: FastDecoupledNet) -> float:
+    """Over several inputs: one alone may have a maximum that bfloat16 moves to another pixel, and errors all over."""
+    errors = []
+    for seed in range(1, 9):
+        x, labels, image_of_pass = some_passes(engine.config, 2, 4, seed)
+        got, wanted = (one.fast(40 * x.float(), labels, image_of_pass) for one in (engine, exact))
+        errors.append(float((got - wanted).abs().mean()))
+    return sum(errors) / len(errors)
+
+
 @pytest.mark.parametrize("isa", _C.cpu_isas())
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 def test_every_instruction_set_gives_what_the_formulas_give(
@@ -143,23 +153,21 @@ def test_every_instruction_set_gives_what_the_formulas_give(
     if dtype == torch.float32:
         nearly_everywhere(got, wanted, 1e-4)
     else:  # no further from the truth than the formulas in bfloat16 are, or hardly
-        formulas = FastDecoupledNet(net, dtype, reference).fast(x, labels, image_of_pass)
-        assert (got - wanted).abs().mean() <= 1.5 * (formulas - wanted).abs().mean() + 1e-3
+        exact, formulas = FastDecoupledNet(net, torch.float32, reference), FastDecoupledNet(net, dtype, reference)
+        assert mean_error(engine, exact) <= 1.5 * mean_error(formulas, exact) + 1e-3
 
 
 @pytest.mark.parametrize("layout", ["pairs", "direct", "winograd"])
 def test_every_layout_of_weights_works(layout: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     net = tiny_net()
-    x, labels, image_of_pass = some_passes(net.config, 2, 4)
 
     def chosen(dtype: torch.dtype, isa: str, channels: int, pooled: bool) -> str:
         return "direct" if layout == "winograd" and channels == 3 else layout
 
     monkeypatch.setattr(folding, "conv3x3_layout", chosen)
-    engines = [FastDecoupledNet(net, torch.bfloat16, namespace) for namespace in (reference, ops)]
-    formulas, compiled = (engine.fast(40 * x.float(), labels, image_of_pass) for engine in engines)
-    exact = FastDecoupledNet(net, torch.float32, reference).fast(40 * x.float(), labels, image_of_pass)
-    assert (compiled - exact).abs().mean() <= 1.5 * (formulas - exact).abs().mean() + 1e-3
+    formulas, compiled = (FastDecoupledNet(net, torch.bfloat16, namespace) for namespace in (reference, ops))
+    exact = FastDecoupledNet(net, torch.float32, reference)
+    assert mean_error(compiled, exact) <= 1.5 * mean_error(formulas, exact) + 1e-3
 
 
 def test_a_layout_packs_for_every_dtype_and_instruction_set() -> None:

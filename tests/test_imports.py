@@ -15,8 +15,8 @@ PACKAGE = Path(__file__).parent.parent / "ddn_fast"
 ORDER = [
     "_C",  # the compiled extension
     "errors", "distributed", "config", "labels", "images", "drawing", "packing", "plan", "reference", "dense_ops",
-    "training_ops", "ops", "info", "captured", "runtime", "segmentation", "network", "folding", "image_part", "engine",
-    "caffemodel", "release", "vgg", "weights", "evaluate",
+    "training_ops", "training_ops_cuda", "ops", "info", "captured", "runtime", "segmentation", "network", "folding",
+    "image_part", "engine", "caffemodel", "release", "vgg", "weights", "evaluate",
     "data.voc", "data.tags", "data.few", "data.windows", "data.items", "data.datasets", "data.synthetic",
     "data.matfile", "data.sbd", "data",
     "training.recipe", "training.loss", "training.solver", "training.bn", "training.checkpoint", "training.curves",

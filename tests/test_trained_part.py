@@ -24,8 +24,8 @@ from ddn_fast.training.trained_part import _computed_again, trained_scores
 CONFIG = NetConfig(("ant", "bee", "cow"), 64, (6, 8, 36, 40, 33), fc=20, bridge=24, fc_kernel=2)
 
 
-def made(config: NetConfig = CONFIG, seed: int = 0) -> tuple[DecoupledNet, Frozen, Tensor]:
-    """A network that is to be trained, what its frozen part gives for three items, and their targets."""
+def made(config: NetConfig = CONFIG, seed: int = 0, images: int = 3) -> tuple[DecoupledNet, Frozen, Tensor]:
+    """A network that is to be trained, what its frozen part gives for some items, and their targets."""
     torch.manual_seed(seed)
     net = DecoupledNet(config, ops).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     train_only(net, trained_modules(net, "segmenter"))
@@ -34,9 +34,9 @@ def made(config: NetConfig = CONFIG, seed: int = 0) -> tuple[DecoupledNet, Froze
             if isinstance(module, BatchNorm):
                 module.weight.uniform_(0.5, 1.5)
                 module.bias.uniform_(-0.5, 0.5)
-    subset = torch.tensor([[1.0, 0, 1], [0, 1, 0], [1, 1, 1]])
-    fixed = frozen_plain(net, 60 * torch.randn(3, 3, config.side, config.side), subset)
-    target = torch.randint(0, 2, (3, config.side, config.side))
+    subset = torch.tensor([[1.0, 0, 1], [0, 1, 0], [1, 1, 1]]).repeat(images, 1)[:images]
+    fixed = frozen_plain(net, 60 * torch.randn(images, 3, config.side, config.side), subset)
+    target = torch.randint(0, 2, (images, config.side, config.side))
     target[0, :9] = 255
     return net, fixed, target
 

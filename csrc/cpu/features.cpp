@@ -1,5 +1,6 @@
 // A feature counts when CPUID lists it and XCR0 says that the operating system saves its registers; AMX also needs the
-// Linux kernel's permission. Never decided by model name. features() only detects: it asks for no permission.
+// Linux kernel's permission. Never decided by model name. features() only detects: it asks for no permission. Where tiles
+// are emulated (csrc/emu/amx.h) every machine has AMX whose vectors serve the kernels around them.
 #include "cpu/features.h"
 
 #if defined(__x86_64__)
@@ -68,11 +69,16 @@ Features features() {
   f.avx512_bf16 = zmm && base.eax >= 1 && bit(more.eax, 5);
   f.amx_bf16 = tiles && bit(base.edx, 22) && bit(base.edx, 24) && tile_data(kGetSupported);
   f.amx_permission = f.amx_bf16 && tile_data(kGetPermitted);
+#ifdef DDN_EMULATE_AMX
+  f.amx_bf16 = f.amx_permission = f.avx512_bf16;
+#endif
   return f;
 }
 
 bool request_amx() {
-#if defined(__linux__)
+#if defined(DDN_EMULATE_AMX)
+  return true;
+#elif defined(__linux__)
   return syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
 #else
   return false;

@@ -1,5 +1,7 @@
 // AMX tiles in plain C++, one set per thread. Aborts where the hardware would fault.
 #pragma once
+#include <cfloat>
+#include <cmath>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -44,16 +46,30 @@ inline float widen(const unsigned char* bfloat16) {
   return value;
 }
 
+// Denormals count as zero, and a denormal result is zero, whatever MXCSR says.
+inline float flushed(float value) {
+  return std::fabs(value) < FLT_MIN ? std::copysign(0.0f, value) : value;
+}
+
+// In the manual's order, so that bits are the instruction's (but a NaN's): even and odd products in two sums from zero,
+// both added, and that added to c.
 inline void tile_dot(int c, int a, int b) {
   Tiles& t = configured_tiles();
-  for (int m = 0; m < 16; ++m)
-    for (int n = 0; n < 16; ++n) {
-      float sum;
-      std::memcpy(&sum, &t.bytes[c][m][4 * n], sizeof sum);
-      for (int k = 0; k < 16; ++k)
-        for (int j = 0; j < 2; ++j) sum += widen(&t.bytes[a][m][4 * k + 2 * j]) * widen(&t.bytes[b][k][4 * n + 2 * j]);
-      std::memcpy(&t.bytes[c][m][4 * n], &sum, sizeof sum);
-    }
+  float right[16][2][16];
+  for (int k = 0; k < 16; ++k)
+    for (int n = 0; n < 16; ++n)
+      for (int j = 0; j < 2; ++j) right[k][j][n] = flushed(widen(&t.bytes[b][k][4 * n + 2 * j]));
+  for (int m = 0; m < 16; ++m) {
+    float part[2][16] = {}, sums[16];
+    for (int k = 0; k < 16; ++k)
+      for (int j = 0; j < 2; ++j) {
+        const float left = flushed(widen(&t.bytes[a][m][4 * k + 2 * j]));
+        for (int n = 0; n < 16; ++n) part[j][n] = flushed(std::fma(left, right[k][j][n], part[j][n]));
+      }
+    std::memcpy(sums, t.bytes[c][m], sizeof sums);
+    for (int n = 0; n < 16; ++n) sums[n] = flushed(flushed(sums[n]) + flushed(part[0][n] + part[1][n]));
+    std::memcpy(t.bytes[c][m], sums, sizeof sums);
+  }
 }
 
 }  // namespace ddn::emu

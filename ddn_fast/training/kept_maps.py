@@ -108,7 +108,7 @@ class _Layer(torch.autograd.Function):
         arguments = grad_mean, grad_var, y, mean, x, weight, scale, shift, switches
         if of_score is None:
             gradients = ctx.ops.deconv3x3_moments_backward(grad_y, *arguments)
-        elif x.shape == y.shape and x.device.type == "cpu":  # on a GPU one image at a time would be too little work
+        elif x.shape == y.shape:
             gradients = _gradients_in_place(ctx.ops, of_score, *arguments[:-1])
         else:
             gradients = ctx.ops.deconv3x3_moments_backward_score(*of_score, *arguments)
@@ -130,19 +130,20 @@ def _gradients_in_place(
 ) -> list[Tensor]:
     """``deconv3x3_moments_backward_score`` with the gradient of x in the memory of y, which nobody reads after it.
 
-    Here, where x, y and that gradient are the largest maps of all, the batch's memory is at its peak. Image by image:
-    an image's y is overwritten when its gradients are there. Each of N sees a part of the moments' gradients: those of
-    the mean over N images are divided by N.
+    Here, where x, y and that gradient are the largest maps of all, the batch's memory is at its peak. Some images at a
+    time: their y is overwritten when their gradients are there. n of N images see n / N of the moments' gradients,
+    which are those of means over all.
     """
     grad_score, *score = of_score
-    grad_mean, grad_var = grad_mean / len(y), grad_var / len(y)
+    step = 1 if y.device.type == "cpu" else 4  # one is too little work for a GPU
     sums: list[Tensor] = []
-    for n in range(len(y)):
-        one = slice(n, n + 1)
+    for first in range(0, len(y), step):
+        some = slice(first, first + step)
+        share = len(y[some]) / len(y)
         grad_x, *others = ops.deconv3x3_moments_backward_score(
-            grad_score[one], *score, grad_mean, grad_var, y[one], mean, x[one], weight, scale, shift
+            grad_score[some], *score, share * grad_mean, share * grad_var, y[some], mean, x[some], weight, scale, shift
         )
-        y[one] = grad_x
+        y[some] = grad_x
         sums = [total.add_(other) for total, other in zip(sums, others, strict=True)] if sums else others
     return [y, *sums]
 
