@@ -1,6 +1,6 @@
 // A feature counts when CPUID lists it and XCR0 says that the operating system saves its registers; AMX also needs the
-// Linux kernel's permission. Never decided by model name. features() only detects: it asks for no permission. Where tiles
-// are emulated (csrc/emu/amx.h) every machine has AMX whose vectors serve the kernels around them.
+// Linux kernel's permission. Never decided by model name. features() only detects: it asks for no permission. Where
+// tiles are emulated (csrc/emu/amx.h) every machine has AMX whose vectors serve the kernels around them.
 #include "cpu/features.h"
 
 #if defined(__x86_64__)
