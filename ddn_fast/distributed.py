@@ -68,6 +68,13 @@ def global_moments(mean: Tensor, var: Tensor, count: int) -> tuple[Tensor, Tenso
     return moments
 
 
+def pooled_moments(means: Tensor, variances: Tensor, counts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of parts of a set, rows of ``[W,C]``: what each weighs, and mean and biased variance ``[C]`` of the whole."""
+    weight = counts / counts.sum(0)
+    common = (weight * means).sum(0)
+    return weight, common, (weight * (variances + (means - common).square())).sum(0)
+
+
 class _GlobalMoments(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, mean: Tensor, var: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -76,9 +83,7 @@ class _GlobalMoments(torch.autograd.Function):
         if not count:
             own = torch.zeros_like(own)  # the mean of nothing is NaN
         means, variances, counts = _all_gather(own).unbind(1)  # [W,C]
-        weight = counts / counts.sum(0)
-        common = (weight * means).sum(0)
-        spread = (weight * (variances + (means - common).square())).sum(0)
+        weight, common, spread = pooled_moments(means, variances, counts)
         ctx.save_for_backward(weight[rank()], own[0] - common)
         return common.to(mean.dtype), spread.to(var.dtype)
 

@@ -14,7 +14,7 @@ do not depend on the number of threads. On the CPU convolutions are winograd's F
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -174,63 +174,45 @@ def _moments_fake(
     return map_like(x, shape), scale.new_empty(shape[1]), scale.new_empty(shape[1])
 
 
-def _moments_backward_fake(
-    grad_y: Tensor,
-    grad_mean: Tensor,
-    grad_var: Tensor,
-    y: Tensor,
-    mean: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    scale: Tensor,
-    shift: Tensor,
-    switches: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    op = "deconv3x3_moments_backward"
-    shape = check_backward(op, grad_mean, grad_var, y, mean, x, weight, scale, shift, switches)
-    check_like_y(op, "grad_y", grad_y, x, shape)
-    return _layer_gradients(x, weight, scale)
+class LayerBackward(NamedTuple):
+    """What both gradients of a layer take beside that of y, in the order of their schemas."""
+
+    grad_mean: Tensor
+    grad_var: Tensor
+    y: Tensor
+    mean: Tensor
+    x: Tensor
+    weight: Tensor
+    scale: Tensor
+    shift: Tensor
+    switches: Tensor | None = None
+
+    def check(self, op: str) -> list[int]:
+        """The shape of y; everything checked."""
+        shape = list(layer_size(op, self.x, self.weight, self.scale, self.shift, self.switches))
+        check_like_y(op, "y", self.y, self.x, shape)
+        for name in ("mean", "grad_mean", "grad_var"):
+            check_vector(op, name, getattr(self, name), shape[1])
+        return shape
+
+    def gradients(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """New tensors for the gradients of x, weight, scale and shift."""
+        vectors = self.scale.new_empty(self.scale.shape), self.shift.new_empty(self.shift.shape)
+        return map_like(self.x, self.x.shape), map_like(self.weight, self.weight.shape), *vectors
+
+
+def _moments_backward_fake(grad_y: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    op, layer = "deconv3x3_moments_backward", LayerBackward(*others)
+    check_like_y(op, "grad_y", grad_y, layer.x, layer.check(op))
+    return layer.gradients()
 
 
 def _moments_backward_score_fake(
-    grad_score: Tensor,
-    score_scale: Tensor,
-    score_shift: Tensor,
-    score_weight: Tensor,
-    grad_mean: Tensor,
-    grad_var: Tensor,
-    y: Tensor,
-    mean: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    scale: Tensor,
-    shift: Tensor,
-    switches: Tensor | None = None,
+    grad_score: Tensor, score_scale: Tensor, score_shift: Tensor, score_weight: Tensor, *others: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    op = "deconv3x3_moments_backward_score"
-    shape = check_backward(op, grad_mean, grad_var, y, mean, x, weight, scale, shift, switches)
-    check_of_score(op, grad_score, score_scale, score_shift, score_weight, shape)
-    return _layer_gradients(x, weight, scale)
-
-
-def check_backward(
-    op: str,
-    grad_mean: Tensor,
-    grad_var: Tensor,
-    y: Tensor,
-    mean: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    scale: Tensor,
-    shift: Tensor,
-    switches: Tensor | None,
-) -> list[int]:
-    """The shape of y; what both gradients of a layer take checked."""
-    shape = list(layer_size(op, x, weight, scale, shift, switches))
-    check_like_y(op, "y", y, x, shape)
-    for name, value in (("mean", mean), ("grad_mean", grad_mean), ("grad_var", grad_var)):
-        check_vector(op, name, value, shape[1])
-    return shape
+    op, layer = "deconv3x3_moments_backward_score", LayerBackward(*others)
+    check_of_score(op, grad_score, score_scale, score_shift, score_weight, layer.check(op))
+    return layer.gradients()
 
 
 def check_of_score(op: str, grad_score: Tensor, scale: Tensor, shift: Tensor, weight: Tensor, shape: list[int]) -> None:
@@ -246,11 +228,6 @@ def check_like_y(op: str, name: str, value: Tensor, x: Tensor, shape: list[int])
     """A map of this shape, in x's dtype."""
     _check(list(value.shape) == shape, op, f"{name} must be {shape}, got {list(value.shape)}")
     _check(value.dtype == x.dtype, op, f"{name} must be {x.dtype}, got {value.dtype}")
-
-
-def _layer_gradients(x: Tensor, weight: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    vectors = scale.new_empty(scale.shape), scale.new_empty(scale.shape)
-    return map_like(x, x.shape), map_like(weight, weight.shape), *vectors
 
 
 def _score_fake(x: Tensor, scale: Tensor, shift: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

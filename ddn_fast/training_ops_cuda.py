@@ -9,12 +9,14 @@ which is how they are tested where there is no GPU.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .training_ops import check_backward, check_like_y, check_of_score, check_score, check_vector, layer_size, map_like
+from .distributed import pooled_moments
+from .training_ops import LayerBackward, check_like_y, check_of_score, check_score, check_vector, layer_size, map_like
 
 AT_ONCE = 64 << 20  # bytes, in float32, of an op's larger map that are worked on together
 
@@ -25,60 +27,33 @@ def deconv3x3_moments(
     """:func:`ddn_fast.ops.deconv3x3_moments`."""
     y = map_like(x, layer_size("deconv3x3_moments", x, weight, scale, shift, switches))
     rounded = weight.to(x.dtype)
-    moments = []
+    parts = []  # [3,O] each: mean, variance, how many images
     for some in _parts(x, y):
         y[some] = F.conv_transpose2d(_activated(x, scale, shift, switches, some), rounded, padding=1)
-        moments.append(torch.stack(torch.var_mean(y[some].float(), (0, 2, 3), correction=0)).double())
-    share = torch.tensor([float(len(y[some])) for some in _parts(x, y)], dtype=torch.float64, device=x.device)
-    var, mean = torch.stack(moments, 1)  # [parts,O]
-    share = (share / len(y))[:, None]
-    common = (share * mean).sum(0)
-    return y, common.float(), (share * (var + (mean - common).square())).sum(0).float()
+        var, mean = torch.var_mean(y[some].float(), (0, 2, 3), correction=0)
+        parts.append(torch.stack([mean, var, torch.full_like(mean, len(y[some]))]).double())
+    _, mean, var = pooled_moments(*torch.stack(parts, 1))
+    return y, mean.float(), var.float()
 
 
-def deconv3x3_moments_backward(
-    grad_y: Tensor,
-    grad_mean: Tensor,
-    grad_var: Tensor,
-    y: Tensor,
-    mean: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    scale: Tensor,
-    shift: Tensor,
-    switches: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def deconv3x3_moments_backward(grad_y: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """:func:`ddn_fast.ops.deconv3x3_moments_backward`."""
-    op = "deconv3x3_moments_backward"
-    shape = check_backward(op, grad_mean, grad_var, y, mean, x, weight, scale, shift, switches)
-    check_like_y(op, "grad_y", grad_y, x, shape)
-    return _layer_gradients(lambda some: grad_y[some], grad_mean, grad_var, y, mean, x, weight, scale, shift, switches)
+    op, layer = "deconv3x3_moments_backward", LayerBackward(*others)
+    check_like_y(op, "grad_y", grad_y, layer.x, layer.check(op))
+    return _layer_gradients(lambda some: grad_y[some], layer)
 
 
 def deconv3x3_moments_backward_score(
-    grad_score: Tensor,
-    score_scale: Tensor,
-    score_shift: Tensor,
-    score_weight: Tensor,
-    grad_mean: Tensor,
-    grad_var: Tensor,
-    y: Tensor,
-    mean: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    scale: Tensor,
-    shift: Tensor,
-    switches: Tensor | None = None,
+    grad_score: Tensor, score_scale: Tensor, score_shift: Tensor, score_weight: Tensor, *others: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """:func:`ddn_fast.ops.deconv3x3_moments_backward_score`."""
-    op = "deconv3x3_moments_backward_score"
-    shape = check_backward(op, grad_mean, grad_var, y, mean, x, weight, scale, shift, switches)
-    check_of_score(op, grad_score, score_scale, score_shift, score_weight, shape)
+    op, layer = "deconv3x3_moments_backward_score", LayerBackward(*others)
+    check_of_score(op, grad_score, score_scale, score_shift, score_weight, layer.check(op))
 
     def of_score(some: slice) -> Tensor:
-        return _through_score(grad_score[some], y[some], score_scale, score_shift, score_weight)[0]
+        return _through_score(grad_score[some], layer.y[some], score_scale, score_shift, score_weight)[0]
 
-    return _layer_gradients(of_score, grad_mean, grad_var, y, mean, x, weight, scale, shift, switches)
+    return _layer_gradients(of_score, layer)
 
 
 def seg_score(x: Tensor, scale: Tensor, shift: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -155,21 +130,13 @@ def _through_score(
 
 
 def _layer_gradients(
-    gradient_of: Callable[[slice], Tensor],
-    grad_mean: Tensor,
-    grad_var: Tensor,
-    y: Tensor,
-    mean: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    scale: Tensor,
-    shift: Tensor,
-    switches: Tensor | None,
+    gradient_of: Callable[[slice], Tensor], layer: LayerBackward
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of a layer for x, weight, scale and shift; `gradient_of` some images is that of their y."""
+    grad_mean, grad_var, y, mean, x, weight, scale, shift, switches = layer
     count, rounded = y.numel() // y.shape[1], weight.to(x.dtype)
-    grad_x, grad_weight = map_like(x, x.shape), map_like(weight, weight.shape).zero_()
-    grad_scale, grad_shift = torch.zeros_like(scale), torch.zeros_like(shift)
+    grad_x, *sums = layer.gradients()
+    grad_weight, grad_scale, grad_shift = (total.zero_() for total in sums)
     for some in _parts(x, y):
         of_moments = (y[some].float() - _by_channel(mean)).mul_(_by_channel(2 * grad_var / count))
         grad = of_moments.add_(_by_channel(grad_mean / count)).add_(gradient_of(some)).to(x.dtype)

@@ -62,7 +62,9 @@ def test_every_op_is_measured_beside_a_rival_in_every_dtype(source: str, tmp_pat
         assert row["samples"] >= 2
         assert row["fraction"] > 0
         assert row["correct"], row
-        assert row["error"] < (0.06 if row["dtype"] == "bfloat16" else 2e-5), row
+        # torch alone, where bfloat16 cuts y off at other pixels, is further from the truth than any op of ours may be
+        farther = row["op"] == "deconv3x3_moments_backward_score" and row["rival"] == "torch"
+        assert row["error"] < ((0.06 if farther else 0.03) if row["dtype"] == "bfloat16" else 2e-5), row
     for rows in groups.values():
         names = {row["rival"] for row in rows}
         assert "ddn_fast" in names

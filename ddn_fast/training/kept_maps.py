@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..training_ops import LayerBackward
+
 _Context = Any  # torch's autograd context has no public type
 
 
@@ -60,17 +62,17 @@ class KeptMaps:
         """:func:`ddn_fast.ops.deconv3x3_moments` of what the layer before gave."""
         made: list[KeptMap] = []  # the map exists inside only
         again = next(self._again)
-        y, mean, var = _Layer.apply(x, weight, scale, shift, switches, self._ops, self._last, made, again)
+        y, mean, var = _Deconv3x3Moments.apply(x, weight, scale, shift, switches, self._ops, self._last, made, again)
         (self._last,) = made
         return y, mean, var
 
     def seg_score(self, x: Tensor, scale: Tensor, shift: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         """:func:`ddn_fast.ops.seg_score` of what the last layer gave."""
-        scores: Tensor = _Score.apply(x, scale, shift, weight, bias, self._ops, self._last)
+        scores: Tensor = _SegScore.apply(x, scale, shift, weight, bias, self._ops, self._last)
         return scores
 
 
-class _Layer(torch.autograd.Function):
+class _Deconv3x3Moments(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: _Context,
@@ -105,29 +107,18 @@ class _Layer(torch.autograd.Function):
         if ctx.source is None:
             raise RuntimeError("deconv3x3_moments: wanted the first backward pass, got another: the maps are gone")
         x, y, of_score = ctx.source.read(), ctx.target.read(), ctx.target.of_score
-        arguments = grad_mean, grad_var, y, mean, x, weight, scale, shift, switches
+        layer = LayerBackward(grad_mean, grad_var, y, mean, x, weight, scale, shift, switches)
         if of_score is None:
-            gradients = ctx.ops.deconv3x3_moments_backward(grad_y, *arguments)
+            gradients = ctx.ops.deconv3x3_moments_backward(grad_y, *layer)
         elif x.shape == y.shape:
-            gradients = _gradients_in_place(ctx.ops, of_score, *arguments[:-1])
+            gradients = _gradients_in_place(ctx.ops, of_score, layer)
         else:
-            gradients = ctx.ops.deconv3x3_moments_backward_score(*of_score, *arguments)
+            gradients = ctx.ops.deconv3x3_moments_backward_score(*of_score, *layer)
         ctx.source = ctx.target = None  # the node lives as long as the loss does, the maps must not
         return *gradients, None, None, None, None, None
 
 
-def _gradients_in_place(
-    ops: Any,
-    of_score: tuple[Tensor, ...],
-    grad_mean: Tensor,
-    grad_var: Tensor,
-    y: Tensor,
-    mean: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    scale: Tensor,
-    shift: Tensor,
-) -> list[Tensor]:
+def _gradients_in_place(ops: Any, of_score: tuple[Tensor, ...], layer: LayerBackward) -> list[Tensor]:
     """``deconv3x3_moments_backward_score`` with the gradient of x in the memory of y, which nobody reads after it.
 
     Here, where x, y and that gradient are the largest maps of all, the batch's memory is at its peak. Some images at a
@@ -135,20 +126,19 @@ def _gradients_in_place(
     which are those of means over all.
     """
     grad_score, *score = of_score
+    x, y = layer.x, layer.y
     step = 1 if y.device.type == "cpu" else 4  # one is too little work for a GPU
     sums: list[Tensor] = []
     for first in range(0, len(y), step):
         some = slice(first, first + step)
         share = len(y[some]) / len(y)
-        grad_x, *others = ops.deconv3x3_moments_backward_score(
-            grad_score[some], *score, share * grad_mean, share * grad_var, y[some], mean, x[some], weight, scale, shift
-        )
-        y[some] = grad_x
+        own = layer._replace(grad_mean=share * layer.grad_mean, grad_var=share * layer.grad_var, y=y[some], x=x[some])
+        y[some], *others = ops.deconv3x3_moments_backward_score(grad_score[some], *score, *own)
         sums = [total.add_(other) for total, other in zip(sums, others, strict=True)] if sums else others
     return [y, *sums]
 
 
-class _Score(torch.autograd.Function):
+class _SegScore(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: _Context, x: Tensor, scale: Tensor, shift: Tensor, weight: Tensor, bias: Tensor, ops: Any, source: KeptMap
