@@ -191,4 +191,5 @@ def _named() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # a closed connection, a timeout
-        raise DistributedError(f"another process of this run has ended or cannot be reached ({error})") from error
+        reason = f"another process of this run has ended or cannot be reached ({error})"
+        raise DistributedError(reason) from error.with_traceback(None)  # its frames would keep the process group

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import importlib
 import os
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -45,9 +46,18 @@ def joined(choose: Callable[[], str]) -> Iterator[str]:
     if device != "cpu":
         torch.cuda.set_device(device)
         backend = "cpu:gloo,cuda:nccl"
+    # torch.optim brings this module, whose functions have the group of that moment as their default argument
+    importlib.import_module("torch.distributed.nn")
     dist.init_process_group(backend, store=dist.PrefixStore("run", _store), rank=rank, world_size=size, timeout=TIMEOUT)
-    yield device
-    dist.destroy_process_group()  # not after an error: the others may never answer
+    try:
+        yield device
+    except BaseException:
+        if backend == "gloo":  # NCCL's would wait for others, who may never answer
+            dist.destroy_process_group()
+        raise
+    # Joins gloo's threads, if nothing else holds the group. One that still lets go of a tensor when the interpreter
+    # ends finds no GIL, and aborts the process.
+    dist.destroy_process_group()
 
 
 def own_device(device: str, local_rank: int) -> str:
