@@ -26,6 +26,7 @@ ISA_VARIABLE = "DDN_MAX_CPU_ISA"
 CUDA_ISA_VARIABLE = "DDN_MAX_CUDA_ISA"
 
 _VECTOR = ("avx2", "avx512")
+_INTEGER = ("avx512_vnni",)
 _BFLOAT16 = ("avx512_bf16", "amx_bf16")
 
 
@@ -121,7 +122,8 @@ class Setting(NamedTuple):
     def isas_of(self, op: str, dtype: torch.dtype, layout: str | None = None) -> list[str | None]:
         """Instruction sets under which `op` differs, as far as this machine has them.
 
-        Those with products of bfloat16 matter to dense layers and to convolutions whose weights lie in pairs.
+        Those with products of bfloat16 matter to dense layers and to convolutions whose weights lie in pairs, the one
+        with products of integers to those whose weights are integers.
         """
         if self.namespace is reference:
             return [None]
@@ -131,7 +133,7 @@ class Setting(NamedTuple):
         if self.isas:
             return [isa for isa in present if isa in self.isas]
         products = layout == "pairs" or (op == "dense" and dtype == torch.bfloat16)
-        wanted = _BFLOAT16 if products else _VECTOR
+        wanted = _BFLOAT16 if products else _INTEGER if layout == "winograd_int16" else _VECTOR
         return [isa for isa in present if isa in wanted] or [present[-1]]
 
     def ours(

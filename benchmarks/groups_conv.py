@@ -25,7 +25,7 @@ from ddn_fast.packing import Layout, one_block, pack_conv3x3
 
 LAYOUTS: dict[torch.dtype, tuple[Layout, ...]] = {
     torch.float32: ("direct", "winograd"),
-    torch.bfloat16: ("pairs", "direct", "winograd"),
+    torch.bfloat16: ("pairs", "direct", "winograd", "winograd_int16"),
 }
 
 
@@ -171,11 +171,11 @@ class _Case:
 
     def _packed(self, layout: Layout) -> list[Tensor] | None:
         """Each layer's weights; the first layer of the network has no Winograd form."""
-        if layout == "winograd" and all(one_block(i) for i, _ in self.pairs):
+        if "winograd" in layout and all(one_block(i) for i, _ in self.pairs):
             return None
         dtype = self.dtype if self.dtype == torch.float16 else torch.float32
         return [
-            pack_conv3x3(weight, "direct" if layout == "winograd" and one_block(i) else layout, dtype)
+            pack_conv3x3(weight, "direct" if "winograd" in layout and one_block(i) else layout, dtype)
             for weight, (i, _) in zip(self.weights, self.pairs, strict=True)
         ]
 

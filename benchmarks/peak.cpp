@@ -1,8 +1,9 @@
 // Ceilings of this machine, measured: what its multiply-add units do with operands in registers, and what its memory
-// delivers to readers. Prints JSON: TFLOP/s of each instruction set asked for (null where it may not be used), and
-// dram_read_gb_s. Each figure is the best of several tries with all threads at work.
+// delivers to readers. Prints JSON: TFLOP/s of each instruction set asked for (null where it may not be used;
+// avx512_vnni: of 16-bit integers), and dram_read_gb_s. Each figure is the best of several tries with all threads at
+// work.
 //
-//   peak THREADS MILLISECONDS MEGABYTES [plain|avx2|avx512|avx512_bf16|amx_bf16 ...]
+//   peak THREADS MILLISECONDS MEGABYTES [plain|avx2|avx512|avx512_vnni|avx512_bf16|amx_bf16 ...]
 #include <immintrin.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
@@ -45,6 +46,23 @@ volatile float one = 1.0f;  // unknown to the compiler
 DEFINE_FMA_LOOP(fma_plain, "sse2", 4, 10)
 DEFINE_FMA_LOOP(fma_avx2, "avx2,fma", 8, 12)
 DEFINE_FMA_LOOP(fma_avx512, "avx512f", 16, 24)
+
+// Pairs of 16-bit integers, multiplied and added into 32 bits.
+__attribute__((target("avx512f,avx512vnni"))) double fma_avx512_vnni(long rounds) {
+  constexpr int kChains = 24;
+  const __m512i a = _mm512_set1_epi32(0x00010001), b = _mm512_set1_epi32(int(one) << 16 | 0xffff);
+  __m512i chain[kChains];
+#pragma GCC unroll 32
+  for (int i = 0; i < kChains; ++i) chain[i] = _mm512_set1_epi32(int(one) * i);
+  for (long r = 0; r < rounds; ++r)
+#pragma GCC unroll 32
+    for (int i = 0; i < kChains; ++i) chain[i] = _mm512_dpwssd_epi32(chain[i], a, b);
+  __m512i sum = chain[0];
+#pragma GCC unroll 32
+  for (int i = 1; i < kChains; ++i) sum = _mm512_add_epi32(sum, chain[i]);
+  sink = float(_mm_cvtsi128_si32(_mm512_castsi512_si128(sum)));
+  return 64.0 * kChains * rounds;
+}
 
 // Pairs of bfloat16, multiplied and added into float32.
 __attribute__((target("avx512f,avx512bf16"))) double fma_avx512_bf16(long rounds) {
@@ -185,6 +203,7 @@ int main(int argc, char** argv) {
     if (isa == "plain") loop = fma_plain;
     if (isa == "avx2") loop = fma_avx2;
     if (isa == "avx512") loop = fma_avx512;
+    if (isa == "avx512_vnni") loop = fma_avx512_vnni;
     if (isa == "avx512_bf16") loop = fma_avx512_bf16;
     if (isa == "amx_bf16" && request_amx()) loop = fma_amx_bf16;
     if (loop)

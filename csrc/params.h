@@ -61,6 +61,8 @@ enum class Conv3x3Layout {
              // CUDA has this one only, and in float16 too
   direct,    // [O/32,I/32,T,32,32] float32: input, output
   winograd,  // [O/32,6,6,I/32,32,32] float32: transformed kernel, input, output
+  winograd_int16,  // [O/32,6,6,I/2+1,32,2] int16: transformed kernel, pair of inputs, output, input of the pair; after
+                   // the I/2 pairs, I padded, the 32 outputs' scales in float32
 };
 
 constexpr int64_t kMaxConv3x3Layers = 8;  // of a stage

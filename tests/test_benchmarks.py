@@ -31,7 +31,7 @@ from ddn_fast.network import DecoupledNet
 from ddn_fast.training.solver import train_only, trained_modules
 
 ROOT = Path(__file__).parent.parent
-LAYOUTS = {"float32": ("direct", "winograd"), "bfloat16": ("pairs", "direct", "winograd")}
+LAYOUTS = {"float32": ("direct", "winograd"), "bfloat16": ("pairs", "direct", "winograd", "winograd_int16")}
 SOURCES = ("reference", "compiled")
 MACHINE = {"cpu", "cores", "threads", "isa", "caches", "governor", "versions", "commit", "dirty", "glibc_tunables"}
 
@@ -200,11 +200,20 @@ def test_cold_weights_are_equal_and_apart(monkeypatch: pytest.MonkeyPatch) -> No
 def test_names_and_peaks_of_machines(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "cpu_name", lambda: "Intel(R) Xeon(R) Platinum 8481C CPU @ 2.70GHz")
     assert machine.name() == f"intel-xeon-platinum-8481c-{torch.get_num_threads()}-threads"
-    ceilings = {"plain": 0.1, "avx2": 0.2, "avx512": 0.3, "avx512_bf16": 0.5, "amx_bf16": None, "dram_read_gb_s": 30.0}
+    ceilings = {
+        "plain": 0.1,
+        "avx2": 0.2,
+        "avx512": 0.3,
+        "avx512_vnni": 0.6,
+        "avx512_bf16": 0.5,
+        "dram_read_gb_s": 30.0,
+    }
+    ceilings |= {"amx_bf16": None}
     assert machine.peak_of(ceilings, torch.float32, "avx2") == 0.2
     assert machine.peak_of(ceilings, torch.float32, None) == 0.3
     assert machine.peak_of(ceilings, torch.bfloat16, "avx512") == 0.3
-    assert machine.peak_of(ceilings, torch.bfloat16, "amx_bf16") == 0.5
+    assert machine.peak_of(ceilings, torch.bfloat16, "avx512_vnni") == 0.6
+    assert machine.peak_of(ceilings | {"avx512_vnni": None}, torch.bfloat16, "amx_bf16") == 0.5
     assert machine.peak_of({}, torch.float32, None) is None
 
 

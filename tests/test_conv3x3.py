@@ -15,7 +15,7 @@ from ddn_fast.errors import InputError
 from ddn_fast.packing import Layout, pack_conv3x3, unpack_conv3x3
 
 ISAS = _C.cpu_isas()
-LAYOUTS: tuple[Layout, ...] = ("direct", "winograd", "pairs")
+LAYOUTS: tuple[Layout, ...] = ("direct", "winograd", "winograd_int16", "pairs")
 
 
 class Stage(NamedTuple):
@@ -60,7 +60,7 @@ def make(stage: Stage, layout: Layout, dtype: torch.dtype = torch.float32, seed:
     weights, biases = [], []
     for c, o in zip(stage.channels, stage.channels[1:], strict=False):
         weight = torch.randn(o, c, 3, 3, generator=generator) / (4.5 * c) ** 0.5
-        weights.append(pack_conv3x3(weight, "direct" if layout == "winograd" and 9 * c <= 32 else layout))
+        weights.append(pack_conv3x3(weight, "direct" if "winograd" in layout and 9 * c <= 32 else layout))
         biases.append(0.1 * torch.randn(o, generator=generator))
     return Case(x, weights, biases)
 
@@ -73,13 +73,15 @@ def tolerance(case: Case, layout: Layout) -> float:
     """A few times the error of torch's own convolution in the same dtype.
 
     Ours adds all inputs of a pixel in one row, on the plain instruction set without fused multiply-adds; winograd
-    doubles what is rounded.
+    doubles what is rounded. winograd_int16 rounds a tile's inputs by its largest one: see also
+    :func:`test_whole_numbers_are_those_of_the_formula`.
     """
     wanted = exact(case)
     if not wanted.numel():
         return 0.0
     plain = float((reference.conv3x3(case.x, case.weights, case.biases).double() - wanted).abs().max())
     rounded = float(wanted.abs().max()) * (2**-8 if case.x.dtype == torch.bfloat16 or layout == "pairs" else 0)
+    rounded += float(wanted.abs().max()) * 2**-7 * len(case.weights) * (layout == "winograd_int16")
     return (8 if layout == "winograd" else 4) * plain + rounded + 1e-6
 
 
@@ -103,13 +105,13 @@ def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
 def test_packing_is_undone_by_unpacking(layout: Layout, channels: tuple[int, int]) -> None:
     out, inputs = channels
     weight = torch.randn(out, inputs, 3, 3, generator=torch.Generator().manual_seed(0))
-    if layout == "winograd" and inputs <= 3:
+    if "winograd" in layout and inputs <= 3:
         with pytest.raises(InputError, match="at least 4 input channels"):
             pack_conv3x3(weight, layout)
         return
     found = unpack_conv3x3(pack_conv3x3(weight, layout), out, inputs)
     wanted = weight.bfloat16().double() if layout == "pairs" else weight.double()
-    assert error(found, wanted) <= (1e-6 if layout == "winograd" else 0)
+    assert error(found, wanted) <= {"winograd": 1e-6, "winograd_int16": 2e-3}.get(layout, 0)
 
 
 def test_pairs_layout_is_float16_where_that_is_asked_for() -> None:
@@ -122,8 +124,9 @@ def test_pairs_layout_is_float16_where_that_is_asked_for() -> None:
 def test_packed_padding_is_zero() -> None:
     for layout in LAYOUTS:
         packed = pack_conv3x3(torch.ones(5, 4, 3, 3), layout)
-        taps = 36 if layout == "winograd" else 9
-        assert int((packed != 0).sum()) <= 5 * 4 * taps
+        taps = 36 if "winograd" in layout else 9
+        scales = 36 * 5 * 2 if layout == "winograd_int16" else 0  # halves of float32
+        assert int((packed != 0).sum()) <= 5 * 4 * taps + scales
 
 
 @pytest.mark.parametrize(
@@ -197,7 +200,7 @@ def test_score_is_a_dot_product_of_the_result(layout: Layout, stage: Stage, isa:
     assert error(got, wanted) <= 4 * limit * float(weight.abs().sum())
 
 
-@pytest.mark.parametrize("layout", ["direct", "winograd"])
+@pytest.mark.parametrize("layout", ["direct", "winograd", "winograd_int16"])
 def test_layers_in_one_stage_equal_layers_one_by_one(layout: Layout, isa: str) -> None:
     case = make(Stage(2, (40, 33, 64, 70), 24, 20), layout)
     x = case.x
@@ -207,10 +210,10 @@ def test_layers_in_one_stage_equal_layers_one_by_one(layout: Layout, isa: str) -
 
 
 def test_layouts_may_be_mixed_in_a_stage(isa: str) -> None:
-    stage = Stage(2, (3, 40, 64, 40), 12, 16)
+    stage = Stage(2, (3, 40, 64, 40, 36), 12, 16)
     cases = [make(stage, layout) for layout in LAYOUTS]
     mixed = Case(cases[0].x, [case.weights[k] for k, case in enumerate(cases)], cases[0].biases)
-    assert error(ops.conv3x3(*mixed), exact(mixed)) <= tolerance(mixed, "winograd")
+    assert error(ops.conv3x3(*mixed), exact(mixed)) <= tolerance(mixed, "winograd_int16")
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -277,6 +280,120 @@ def test_odd_sides_and_single_pixels(layout: Layout, isa: str) -> None:
     for height, width in ((1, 1), (1, 9), (7, 1), (5, 7), (33, 3)):
         case = make(Stage(2, (6, 9, 33), height, width), layout)
         assert error(ops.conv3x3(*case), exact(case)) <= tolerance(case, layout)
+
+
+# winograd_int16
+
+# B^T and A^T of F(4x4, 3x3) at 0, +-sqrt(1/2), +-sqrt(2), infinity
+R = 2**0.5
+INPUTS = torch.tensor(
+    [
+        [1, 0, -2.5, 0, 1, 0],
+        [0, -R, -2, R / 2, 1, 0],
+        [0, R, -2, -R / 2, 1, 0],
+        [0, -R / 2, -0.5, R, 1, 0],
+        [0, R / 2, -0.5, -R, 1, 0],
+        [0, 1, 0, -2.5, 0, 1],
+    ],
+    dtype=torch.float64,
+)
+OUTPUTS = torch.tensor(
+    [
+        [1, 1, 1, 1, 1, 0],
+        [0, R / 2, -R / 2, R, -R, 0],
+        [0, 0.5, 0.5, 2, 2, 0],
+        [0, R / 4, -R / 4, 2 * R, -2 * R, 1],
+    ],
+    dtype=torch.float64,
+)
+
+
+def by_whole_numbers(x: Tensor, packed: Tensor, out: int, *, rounded: bool = True) -> tuple[Tensor, Tensor]:
+    """The layer without bias and ReLU as conv3x3_winograd_int16.h says, in float64; and the sums of its products.
+
+    x ``[N,C,H,W]``, H and W multiples of 4. Returns ``[N,O,H,W]``, and ``[N,T,36,C/64,O]``, T tiles.
+    """
+    n, c, h, w = x.shape
+    blocks = -(-c // 64)
+    windows = F.pad(x.double(), (1, 1, 1, 1)).unfold(2, 6, 4).unfold(3, 6, 4)  # [N,C,H/4,W/4,6,6]
+    largest = windows.abs().amax((1, 4, 5))  # [N,H/4,W/4]
+    bound = INPUTS.abs().sum(1)
+    unit = largest[:, None, :, :, None, None] * bound[:, None] * bound / 32760
+    d = torch.einsum("ij,ncyxjk,lk->ncyxil", INPUTS, windows, INPUTS) / unit.clamp(min=1e-30)
+    d = (d.round() if rounded else d).permute(0, 2, 3, 4, 5, 1).reshape(n, -1, 36, c)
+    rows = packed.flatten(1, 2)
+    scale = rows[:, :, -1].contiguous().view(torch.float32).double().squeeze(3).permute(1, 0, 2).flatten(1)[:, :out]
+    g = rows[:, :, :-1].double().permute(1, 2, 4, 0, 3).flatten(3).flatten(1, 2)[:, :c, :out]  # [36,C,O]
+    d, g = (F.pad(t, p).unflatten(-1 if t is d else 1, (blocks, 64)) for t, p in
+            ((d, (0, 64 * blocks - c)), (g, (0, 0, 0, 64 * blocks - c))))  # fmt: skip
+    sums = torch.einsum("ntkbc,kbco->ntkbo", d, g)
+    m = (sums.sum(3) * scale).unflatten(2, (6, 6)).unflatten(1, (h // 4, w // 4))
+    y = torch.einsum("pi,nyxijo,qj->noypxq", OUTPUTS, m, OUTPUTS) * largest[:, None, :, None, :, None]
+    return y.reshape(n, out, h, w), sums
+
+
+def rms(x: Tensor) -> float:
+    return float(x.double().square().mean().sqrt())
+
+
+@pytest.mark.parametrize("channels", [(8, 8), (70, 40), (200, 33)])
+def test_whole_numbers_are_those_of_the_formula(channels: tuple[int, int], isa: str) -> None:
+    """But for inputs that lie between two in float64 and fall to the other side in float."""
+    c, o = channels
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, c, 12, 20, generator=generator).relu()
+    weight = torch.randn(o, c, 3, 3, generator=generator) / (4.5 * c) ** 0.5
+    packed = pack_conv3x3(weight, "winograd_int16")
+    wanted, _ = by_whole_numbers(x, packed, o)
+    got = ops.conv3x3(x, [packed], [torch.full((o,), 9.0)]) - 9.0  # no sum is below
+    exactly = F.conv2d(x.double(), weight.double(), padding=1)
+    lost = rms(wanted - exactly) / rms(exactly)
+    assert 1e-4 < lost < 2e-3  # 1.7e-3 is what rounding weights to bfloat16 costs
+    assert rms(got - wanted) < 0.25 * lost * rms(exactly)
+    inputs_whole, _ = by_whole_numbers(x, packed, o, rounded=False)
+    assert rms(inputs_whole - exactly) < 0.9 * rms(wanted - exactly)  # both roundings tell: the formula has both
+
+
+@pytest.mark.parametrize("inputs", [64, 96, 512])
+def test_no_sum_of_whole_numbers_overflows(inputs: int, isa: str) -> None:
+    """Where every input is as large as can be and has its weight's sign, at each of the points in turn."""
+    corner = INPUTS.sign()[:, None, :, None] * INPUTS.sign()[None, :, None, :]  # what makes a point as large as can be
+    x = corner.reshape(36, 1, 6, 6).expand(36, inputs, 6, 6).float()
+    x = F.pad(x, (3, 3, 3, 3)).contiguous()  # the window of the tile that begins at pixel 4
+    signs = torch.randint(0, 2, (inputs,), generator=torch.Generator().manual_seed(0)) * 2 - 1
+    x *= signs[:, None, None]
+    weight = (torch.randn(32, 1, 3, 3, generator=torch.Generator().manual_seed(1)) * signs[:, None, None]).float()
+    packed = pack_conv3x3(weight, "winograd_int16")
+    wanted, sums = by_whole_numbers(x, packed, 32)
+    assert 0.9 * 2**31 < float(sums.abs().max()) < 2**31
+    got = ops.conv3x3(x, [packed], [torch.full((32,), 1e4)]) - 1e4
+    assert error(got, wanted) < 1e-3 * float(wanted.abs().max())
+
+
+def test_a_tile_of_small_values_is_as_exact_as_one_of_large_ones(isa: str) -> None:
+    """Scales are a tile's own."""
+    case = make(Stage(1, (40, 32), 16, 16), "winograd_int16")
+    bias = [torch.zeros(32)]
+    wanted = ops.conv3x3(case.x, case.weights, bias)
+    for factor in (2.0**-90, 2.0**60):  # powers of two: the same bits
+        assert torch.equal(ops.conv3x3(case.x * factor, case.weights, bias), wanted * factor)
+    assert not ops.conv3x3(case.x * 1e-36, case.weights, bias).any()  # too small to be scaled
+    assert torch.equal(ops.conv3x3(case.x * 0, case.weights, bias), wanted * 0)
+    apart = case.x.clone()
+    apart[:, :, :5] *= 2.0**-20  # all that the first row of tiles sees
+    assert torch.equal(ops.conv3x3(apart, case.weights, bias)[:, :, :4], wanted[:, :, :4] * 2.0**-20)
+
+
+def test_weights_of_any_size_are_packed_as_whole_numbers(isa: str) -> None:
+    """Outputs have scales of their own; one of nothing but zeros gives its bias."""
+    case = make(Stage(1, (40, 4), 8, 8), "direct")
+    weight = unpack_conv3x3(case.weights[0], 4, 40)
+    weight *= torch.tensor([1.0, 1e-30, 0.0, 1e6])[:, None, None, None]
+    y = ops.conv3x3(case.x, [pack_conv3x3(weight, "winograd_int16")], [torch.tensor([0.0, 0.0, 0.5, 0.0])])
+    wanted = F.relu(F.conv2d(case.x.double(), weight, torch.tensor([0, 0, 0.5, 0]).double(), padding=1))
+    for o in range(4):
+        assert rms(y[:, o] - wanted[:, o]) <= 2e-3 * rms(wanted[:, o])
+    assert (y[:, 2] == 0.5).all()
 
 
 # wrong arguments

@@ -26,7 +26,7 @@ def test_info_is_plain_json_and_names_every_op() -> None:
 def test_cpu_features_never_claim_a_wider_set_without_its_base() -> None:
     features = info.collect()["cpu"]["features"]
     assert all(isinstance(present, bool) for present in features.values())
-    for name in ("avx512bw", "avx512dq", "avx512vl", "avx512_bf16"):
+    for name in ("avx512bw", "avx512dq", "avx512vl", "avx512_vnni", "avx512_bf16"):
         assert not features[name] or features["avx512f"]
     assert not features["avx512f"] or (features["avx2"] and features["fma"])
     assert not features["amx_permission"] or features["amx_bf16"]

@@ -138,7 +138,7 @@ class WeightGradient {
           fill(in_, n, y - 1, 6, block, 1, lines);
           float* to = to_in + (block * tiles_ + row * across_) * kBlock;
           for (int64_t t = 0; t < across_; ++t)
-            tile_in(lines + 4 * t * kBlock, pitch() * kBlock, to + t * kBlock, point(in_blocks_));
+            tile_in(lines + 4 * t * kBlock, pitch() * kBlock, FloatPoints(to + t * kBlock, point(in_blocks_)));
         } else {
           fill(gradient_, n, y, 4, block - in_blocks_, 0, lines);
           float* to = to_out + ((block - in_blocks_) * tiles_ + row * across_) * kBlock;

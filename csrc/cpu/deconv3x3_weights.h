@@ -121,13 +121,13 @@ struct WinogradKernel {
   static void leave() {
   }
   static size_t scratch_bytes(const Conv3x3Layer& layer) {
-    return winograd_scratch(layer);
+    return winograd_scratch<FloatNumbers>(layer);
   }
   static int64_t row_unit(const Conv3x3Layer&) {
     return 4;
   }
   static void rows(const RowsJob<float>& job, void* scratch) {
-    winograd_rows(job, static_cast<float*>(scratch));
+    winograd_rows<FloatNumbers>(job, scratch);
   }
 };
 

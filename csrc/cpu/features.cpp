@@ -66,6 +66,7 @@ Features features() {
   f.avx512bw = zmm && bit(base.ebx, 30);
   f.avx512dq = zmm && bit(base.ebx, 17);
   f.avx512vl = zmm && bit(base.ebx, 31);
+  f.avx512_vnni = zmm && bit(base.ecx, 11);
   f.avx512_bf16 = zmm && base.eax >= 1 && bit(more.eax, 5);
   f.amx_bf16 = tiles && bit(base.edx, 22) && bit(base.edx, 24) && tile_data(kGetSupported);
   f.amx_permission = f.amx_bf16 && tile_data(kGetPermitted);

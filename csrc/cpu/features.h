@@ -11,6 +11,7 @@ struct Features {
   bool avx512bw = false;
   bool avx512dq = false;
   bool avx512vl = false;
+  bool avx512_vnni = false;
   bool avx512_bf16 = false;
   bool amx_bf16 = false;        // the CPU has it and the kernel grants it on request
   bool amx_permission = false;  // this process has already been granted it

@@ -7,10 +7,11 @@ enum class Isa {
   plain,        // what the compiler's default target has
   avx2,         // AVX2 and FMA
   avx512,       // AVX-512 F, BW, DQ, VL
+  avx512_vnni,  // and AVX512_VNNI
   avx512_bf16,  // and AVX512_BF16
   amx_bf16,     // and AMX tiles with bfloat16 products
 };
-constexpr int kIsas = 5;
+constexpr int kIsas = 6;
 
 const char* name(Isa isa);
 

@@ -13,6 +13,11 @@
 #else
 #define DDN_AVX512(variant) nullptr
 #endif
+#ifdef DDN_HAVE_AVX512_VNNI
+#define DDN_AVX512_VNNI(variant) variant
+#else
+#define DDN_AVX512_VNNI(variant) nullptr
+#endif
 #ifdef DDN_HAVE_AVX512_BF16
 #define DDN_AVX512_BF16(variant) variant
 #else

@@ -33,6 +33,7 @@ py::dict cpu_features() {
   features["avx512bw"] = found.avx512bw;
   features["avx512dq"] = found.avx512dq;
   features["avx512vl"] = found.avx512vl;
+  features["avx512_vnni"] = found.avx512_vnni;
   features["avx512_bf16"] = found.avx512_bf16;
   features["amx_bf16"] = found.amx_bf16;
   features["amx_permission"] = found.amx_permission;
@@ -58,7 +59,7 @@ PYBIND11_MODULE(_C, m) {
         "amx_permission: this process already has it.");
   m.def(
       "cpu_isa", [] { return ddn::cpu::name(ddn::cpu::isa()); },
-      "The instruction set that kernels use here and now: plain, avx2, avx512, avx512_bf16 or amx_bf16; the machine's "
+      "The instruction set that kernels use here and now: plain, avx2, avx512, avx512_vnni, avx512_bf16 or amx_bf16; the machine's "
       "best, but not above the environment variable DDN_MAX_CPU_ISA.");
   m.def(
       "cpu_isas",

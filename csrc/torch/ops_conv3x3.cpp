@@ -22,6 +22,9 @@ Conv3x3Layout layout_of(const char* op, size_t layer, const Tensor& weight, int6
   if (floats && shape == std::vector<int64_t>{columns, rows, taps, kBlock, kBlock}) return Conv3x3Layout::direct;
   if (floats && taps == 9 && shape == std::vector<int64_t>{columns, 6, 6, rows, kBlock, kBlock})
     return Conv3x3Layout::winograd;
+  if (weight.scalar_type() == ScalarType::Short && taps == 9 &&
+      shape == std::vector<int64_t>{columns, 6, 6, rows * kBlock / 2 + 1, kBlock, 2})
+    return Conv3x3Layout::winograd_int16;
   fail(op, "weights[", layer, "] must be packed by pack_conv3x3 for ", in, " to ", out, " channels, got ",
        torch::headeronly::toString(weight.scalar_type()), " ", text(shape));
 }

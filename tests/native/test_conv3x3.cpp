@@ -50,6 +50,7 @@ struct Layer {
   Floats weight, bias;
   std::vector<uint16_t> pairs;
   Floats direct;
+  std::vector<int16_t> whole;  // empty where the layer is one tap
 
   Layer(int in, int out) : in(in), out(out), weight(static_cast<size_t>(out * in * 9)), bias(static_cast<size_t>(out)) {
     for (int o = 0; o < out; ++o) {
@@ -68,6 +69,33 @@ struct Layer {
           pairs[static_cast<size_t>(base + o % 32 / 16 * 512 + k % 32 / 2 * 32 + o % 16 * 2 + k % 2)] =
               narrowed({at(o, c, t)})[0];
         }
+    if (taps == 9) pack_whole(rows, columns);
+  }
+
+  // The winograd_int16 layout; a scale an output instead of one an output and point.
+  void pack_whole(int rows, int columns) {
+    const double root = std::sqrt(2.0);
+    const double g[6][3] = {{1, 0, 0},
+                            {-2 / 3.0, -root / 3, -1 / 3.0},
+                            {-2 / 3.0, root / 3, -1 / 3.0},
+                            {1 / 6.0, root / 6, 1 / 3.0},
+                            {1 / 6.0, -root / 6, 1 / 3.0},
+                            {0, 0, 1}};
+    const double bound[6] = {4.5, 3 + 1.5 * root, 3 + 1.5 * root, 1.5 + 1.5 * root, 1.5 + 1.5 * root, 4.5};
+    const size_t kernel = static_cast<size_t>(16 * rows + 1) * 64;
+    whole.assign(static_cast<size_t>(columns) * 36 * kernel, 0);
+    const double scale = 20000;  // three weights of at most 1 make at most 3 * 1 of each point
+    for (int o = 0; o < out; ++o)
+      for (int k = 0; k < 36; ++k) {
+        int16_t* at_point = whole.data() + static_cast<size_t>(o / 32 * 36 + k) * kernel;
+        for (int c = 0; c < in; ++c) {
+          double sum = 0;
+          for (int t = 0; t < 9; ++t) sum += g[k / 6][t / 3] * g[k % 6][t % 3] * at(o, c, t);
+          at_point[c / 2 * 64 + o % 32 * 2 + c % 2] = static_cast<int16_t>(std::lround(sum * scale));
+        }
+        const float worth = static_cast<float>(bound[k / 6] * bound[k % 6] / 32760 / scale);
+        std::memcpy(at_point + 16 * rows * 64 + o % 32 * 2, &worth, sizeof worth);
+      }
   }
 
   float& at(int o, int c, int t) {
@@ -112,13 +140,19 @@ enum class End { plain, pooled, score };
   std::exit(1);
 }
 
-void test(const Shape& s, bool amx, bool bfloat16, bool unpool, End end) {
+enum class Way { direct, amx, whole };
+
+void test(const Shape& s, Way way, bool bfloat16, bool unpool, End end) {
   std::vector<Layer> made;
   for (size_t l = 0; l + 1 < s.channels.size(); ++l) made.emplace_back(s.channels[l], s.channels[l + 1]);
   std::vector<Conv3x3Layer> layers;
   for (const Layer& layer : made)
-    layers.push_back({amx ? static_cast<const void*>(layer.pairs.data()) : layer.direct.data(), layer.bias.data(),
-                      amx ? Conv3x3Layout::pairs : Conv3x3Layout::direct, layer.in, layer.out});
+    if (way == Way::amx)
+      layers.push_back({layer.pairs.data(), layer.bias.data(), Conv3x3Layout::pairs, layer.in, layer.out});
+    else if (way == Way::whole && !layer.whole.empty())
+      layers.push_back({layer.whole.data(), layer.bias.data(), Conv3x3Layout::winograd_int16, layer.in, layer.out});
+    else
+      layers.push_back({layer.direct.data(), layer.bias.data(), Conv3x3Layout::direct, layer.in, layer.out});
 
   const int in = s.channels.front(), out = s.channels.back();
   const int h = unpool ? s.height / 2 : s.height, w = unpool ? s.width / 2 : s.width, images = unpool ? 2 : 0;
@@ -167,13 +201,17 @@ void test(const Shape& s, bool amx, bool bfloat16, bool unpool, End end) {
   p.y_switches = end == End::pooled ? y_switches.data() : nullptr;
   p.score = end == End::score ? score.data() : nullptr;
   p.score_weight = score_weight.data(), p.score_bias = &score_bias;
-  (amx ? cpu::conv3x3_amx : cpu::conv3x3_plain)(p, {in_three_shares});
+  (way == Way::amx ? cpu::conv3x3_amx : cpu::conv3x3_plain)(p, {in_three_shares});
 
   if (bfloat16)
     for (size_t k = 0; k < y.size(); ++k) y[k] = widened(y_bits[k]);
   const auto full = [&](int n, int i, int j, int c) {
     return wanted[static_cast<size_t>(((n * s.height + i) * s.width + j) * out + c)];
   };
+  float largest = 0;
+  for (const float value : wanted) largest = value > largest ? value : largest;
+  const float near = way == Way::whole ? (bfloat16 ? 0.02f : 0.01f) * (largest + 1) : 0;
+  const auto differ = [&](float got, float right) { return !(std::fabs(got - right) <= near); };
   size_t k = 0;
   for (int n = 0; n < s.maps; ++n)
     for (int i = 0; i < out_h; ++i)
@@ -182,7 +220,7 @@ void test(const Shape& s, bool amx, bool bfloat16, bool unpool, End end) {
           float sum = score_bias;
           for (int c = 0; c < out; ++c) sum += full(n, i, j, c) * score_weight[static_cast<size_t>(c)];
           const size_t at = static_cast<size_t>((n * s.height + i) * s.width + j);
-          if (score[at] != sum) differs("score", s, at, score[at], sum);
+          if (way == Way::whole ? !std::isfinite(score[at]) : score[at] != sum) differs("score", s, at, score[at], sum);
           continue;
         }
         for (int c = 0; c < out; ++c, ++k) {
@@ -191,8 +229,8 @@ void test(const Shape& s, bool amx, bool bfloat16, bool unpool, End end) {
           for (int q = 1; q < 4 && end == End::pooled; ++q)
             if (full(n, 2 * i + q / 2, 2 * j + q % 2, c) > best)
               best = full(n, 2 * i + q / 2, 2 * j + q % 2, c), place = q;
-          if (y[k] != best) differs(end == End::pooled ? "pooled" : "plain", s, k, y[k], best);
-          if (end != End::pooled) continue;
+          if (differ(y[k], best)) differs(end == End::pooled ? "pooled" : "plain", s, k, y[k], best);
+          if (end != End::pooled || way == Way::whole) continue;
           const size_t byte = static_cast<size_t>(((n * out_h + i) * out_w + j) * ((out + 3) / 4) + c / 4);
           const int got = y_switches[byte] >> 2 * (c % 4) & 3;
           if (got != place) differs("switches", s, k, static_cast<float>(got), static_cast<float>(place));
@@ -211,11 +249,13 @@ int main() {
     for (const End end : {End::plain, End::pooled, End::score})
       for (const bool unpool : {false, true}) {
         if (unpool && s.channels[0] < 4) continue;
-        test(s, true, true, unpool, end);
-        test(s, false, s.maps > 1, unpool, end);
+        test(s, Way::amx, true, unpool, end);
+        test(s, Way::direct, s.maps > 1, unpool, end);
+        test(s, Way::whole, s.maps > 1, unpool, end);
       }
-  test({2, 12, 8, {40, 33, 36}}, true, false, true, End::pooled);  // float maps through bfloat16 tiles
-  test({1, 7, 5, {8, 9, 8}}, true, true, false, End::plain);       // odd sides
-  test({2, 21, 3, {3, 8}}, false, true, false, End::score);
+  test({2, 12, 8, {40, 33, 36}}, Way::amx, false, true, End::pooled);  // float maps through bfloat16 tiles
+  test({1, 7, 5, {8, 9, 8}}, Way::amx, true, false, End::plain);       // odd sides
+  test({2, 21, 3, {3, 8}}, Way::direct, true, false, End::score);
+  test({1, 23, 31, {40, 70}}, Way::whole, false, false, End::plain);
   std::puts("ok");
 }

@@ -11,7 +11,7 @@ from ddn_fast import _C
 
 # gcc 12's own headers, and what it makes of the emulated tiles' strides
 QUIET = ["-Wno-array-bounds", "-Wno-maybe-uninitialized", "-Wno-uninitialized"]
-AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512bf16", "-mbmi2"]
+AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni", "-mavx512bf16", "-mbmi2"]
 
 
 @pytest.mark.parametrize("flags", [[], AVX512], ids=["plain", "avx512_bf16"])
