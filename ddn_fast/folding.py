@@ -27,6 +27,13 @@ class Stage(NamedTuple):
     biases: list[Tensor]  # [O]
 
 
+class _Layer(NamedTuple):
+    """A convolution before it is packed."""
+
+    weight: Tensor  # [O,C,3,3] float64
+    bias: Tensor  # [O] float64
+
+
 class Dense(NamedTuple):
     """A layer as :func:`ddn_fast.ops.dense` takes it."""
 
@@ -74,10 +81,11 @@ def fold(model: DecoupledNet, dtype: torch.dtype, isa: str) -> Folded:
     score = model.decoder.seg_score
     assert score.bias is not None
     _check_finite(model, "bridge", "decoder")
+    decoder, factor = _pack([_decoder_layers(model, stage) for stage in range(5, 0, -1)], dtype, isa, pooled=False)
     return Folded(
         image_part=fold_image_part(model, dtype, isa),
-        bridge=_fold_bridge(model.bridge, dtype, wide),
-        decoder=tuple(_decoder_stage(model, stage, dtype, isa) for stage in range(5, 0, -1)),
+        bridge=_fold_bridge(model.bridge, factor, dtype, wide),
+        decoder=decoder,
         score_weight=_own((score.weight[1].double() - score.weight[0].double()).flatten(), wide),
         score_bias=_own((score.bias[1].double() - score.bias[0].double())[None], wide),
     )
@@ -95,7 +103,7 @@ def fold_image_part(model: DecoupledNet, dtype: torch.dtype, isa: str, share: bo
     assert head.fc6.bias is not None
     _check_finite(model, "encoder", "head")
     return FoldedImagePart(
-        encoder=tuple(_encoder_stage(model, stage, dtype, isa) for stage in range(1, 6)),
+        encoder=_pack([_encoder_layers(model, stage) for stage in range(1, 6)], dtype, isa, pooled=True)[0],
         fc6=Dense((_shared if share else _own)(fc6, dtype).flatten(1), _own(head.fc6.bias, wide)),
         fc7=_point(head.fc7, None, dtype, wide, share),
         cls_score=_point(head.cls_score, None, wide, wide),
@@ -116,15 +124,15 @@ def affine(bn: BatchNorm) -> tuple[Tensor, Tensor]:
     return scale, bn.bias.double() - bn.running_mean.double() * scale
 
 
-def _encoder_stage(model: DecoupledNet, stage: int, dtype: torch.dtype, isa: str) -> Stage:
+def _encoder_layers(model: DecoupledNet, stage: int) -> list[_Layer]:
     layers = []
     for k in range(1, STAGE_CONVS[stage - 1] + 1):
         weight, bias = (model.encoder.get_parameter(f"conv{stage}_{k}.{part}") for part in ("weight", "bias"))
-        layers.append((weight.double(), bias.double()))
-    return _pack_stage(layers, dtype, isa, pooled=True)
+        layers.append(_Layer(weight.double(), bias.double()))
+    return layers
 
 
-def _decoder_stage(model: DecoupledNet, stage: int, dtype: torch.dtype, isa: str) -> Stage:
+def _decoder_layers(model: DecoupledNet, stage: int) -> list[_Layer]:
     layers = []
     for k in range(1, STAGE_CONVS[stage - 1] + 1):
         deconv, bn = (model.decoder.get_submodule(f"deconv{stage}_{k}{suffix}") for suffix in ("", "_bn"))
@@ -133,20 +141,45 @@ def _decoder_stage(model: DecoupledNet, stage: int, dtype: torch.dtype, isa: str
         assert deconv.bias is not None
         scale, shift = affine(bn)
         weight = deconv.weight.double().flip(2, 3).transpose(0, 1) * scale[:, None, None, None]
-        layers.append((weight, deconv.bias.double() * scale + shift))
-    return _pack_stage(layers, dtype, isa, pooled=False)
+        layers.append(_Layer(weight, deconv.bias.double() * scale + shift))
+    return layers
 
 
-def _pack_stage(layers: list[tuple[Tensor, Tensor]], dtype: torch.dtype, isa: str, pooled: bool) -> Stage:
-    """Layers as (weight ``[O,C,3,3]``, bias ``[O]``), both float64."""
+def _pack(stages: list[list[_Layer]], dtype: torch.dtype, isa: str, pooled: bool) -> tuple[tuple[Stage, ...], Tensor]:
+    """Stages that follow each other; and by what the first one's input channels ``[C]`` have to be multiplied.
+
+    Where products are of whole numbers a tile's largest input sets the unit of all its channels: one that is small, but
+    has large weights, would be lost in it. So every channel between two layers is multiplied by what it counts in the
+    next one's sums, and that one's weights are divided by it. Powers of two: no other rounding changes; ReLU, pooling
+    and unpooling let them pass.
+    """
     wide = torch.promote_types(dtype, torch.float32)
-    layouts = [conv3x3_layout(dtype, isa, weight.shape[1], pooled) for weight, _ in layers]
-    packed = dtype if dtype == torch.float16 else wide
-    weights = [pack_conv3x3(weight, layout, packed) for (weight, _), layout in zip(layers, layouts, strict=True)]
-    return Stage(weights, [_own(bias, wide) for _, bias in layers])
+    packed_dtype = dtype if dtype == torch.float16 else wide
+    packed: list[Stage] = []
+    factor = torch.ones_like(stages[-1][-1].bias)
+    for layers in reversed(stages):
+        weights: list[Tensor] = []
+        biases: list[Tensor] = []
+        for layer in reversed(layers):
+            weight = layer.weight * factor[:, None, None, None]
+            biases.insert(0, _own(layer.bias * factor, wide))
+            layout = conv3x3_layout(dtype, isa, weight.shape[1], pooled)
+            factor = _counts(weight) if layout == "winograd_int16" else torch.ones_like(weight[0, :, 0, 0])
+            weights.insert(0, pack_conv3x3(weight / factor[:, None, None], layout, packed_dtype))
+        packed.insert(0, Stage(weights, biases))
+    return tuple(packed), factor
 
 
-def _fold_bridge(bridge: Bridge, dtype: torch.dtype, wide: torch.dtype) -> FoldedBridge:
+def _counts(weight: Tensor) -> Tensor:
+    """How large the weights ``[O,C,3,3]`` of each input are beside the others': ``[C]``, powers of two around 1."""
+    norm = weight.square().sum((0, 2, 3)).sqrt()
+    exponent = torch.frexp(norm).exponent.to(norm)
+    mean = exponent[norm > 0].mean().round() if norm.any() else 0.0
+    return torch.where(norm > 0, exponent - mean, 0.0).clamp(-40, 40).exp2()
+
+
+def _fold_bridge(bridge: Bridge, factor: Tensor, dtype: torch.dtype, wide: torch.dtype) -> FoldedBridge:
+    """`factor`: by what fc6-deconv's outputs are multiplied, ``[C5]``."""
     fc6_seg, fc6_deconv = bridge.fc6_seg, bridge.fc6_deconv
     assert fc6_seg.bias is not None
     assert fc6_deconv.bias is not None
@@ -155,7 +188,7 @@ def _fold_bridge(bridge: Bridge, dtype: torch.dtype, wide: torch.dtype) -> Folde
     of_image, image_constant = _rows(fc6_seg.weight[:, :half], scale, *affine(bridge.pool5_bn), dtype)
     of_class, class_constant = _rows(fc6_seg.weight[:, half:], scale, *affine(bridge.class_map_bn), dtype)
     bias = fc6_seg.bias.double() * scale + shift + image_constant + class_constant
-    scale, shift = affine(bridge.fc6_deconv_bn)
+    scale, shift = (part * factor for part in affine(bridge.fc6_deconv_bn))
     return FoldedBridge(
         fc6_seg_image=Dense(of_image, _own(bias, wide)),
         fc6_seg_class=of_class,
