@@ -59,7 +59,8 @@ PYBIND11_MODULE(_C, m) {
         "amx_permission: this process already has it.");
   m.def(
       "cpu_isa", [] { return ddn::cpu::name(ddn::cpu::isa()); },
-      "The instruction set that kernels use here and now: plain, avx2, avx512, avx512_vnni, avx512_bf16 or amx_bf16; the machine's "
+      "The instruction set that kernels use here and now: plain, avx2, avx512, avx512_vnni, avx512_bf16 or amx_bf16; "
+      "the machine's "
       "best, but not above the environment variable DDN_MAX_CPU_ISA.");
   m.def(
       "cpu_isas",
