@@ -47,39 +47,26 @@ DEFINE_FMA_LOOP(fma_plain, "sse2", 4, 10)
 DEFINE_FMA_LOOP(fma_avx2, "avx2,fma", 8, 12)
 DEFINE_FMA_LOOP(fma_avx512, "avx512f", 16, 24)
 
-// Pairs of 16-bit integers, multiplied and added into 32 bits.
-__attribute__((target("avx512f,avx512vnni"))) double fma_avx512_vnni(long rounds) {
-  constexpr int kChains = 24;
-  const __m512i a = _mm512_set1_epi32(0x00010001), b = _mm512_set1_epi32(int(one) << 16 | 0xffff);
-  __m512i chain[kChains];
-#pragma GCC unroll 32
-  for (int i = 0; i < kChains; ++i) chain[i] = _mm512_set1_epi32(int(one) * i);
-  for (long r = 0; r < rounds; ++r)
-#pragma GCC unroll 32
-    for (int i = 0; i < kChains; ++i) chain[i] = _mm512_dpwssd_epi32(chain[i], a, b);
-  __m512i sum = chain[0];
-#pragma GCC unroll 32
-  for (int i = 1; i < kChains; ++i) sum = _mm512_add_epi32(sum, chain[i]);
-  sink = float(_mm_cvtsi128_si32(_mm512_castsi512_si128(sum)));
-  return 64.0 * kChains * rounds;
-}
-
-// Pairs of bfloat16, multiplied and added into float32.
-__attribute__((target("avx512f,avx512bf16"))) double fma_avx512_bf16(long rounds) {
-  constexpr int kChains = 24;
-  const __m512bh a = (__m512bh)_mm512_set1_epi32(0x3f803f80), b = (__m512bh)_mm512_set1_epi32(0x3f80bf80);
-  __m512 chain[kChains];
-#pragma GCC unroll 32
-  for (int i = 0; i < kChains; ++i) chain[i] = _mm512_set1_ps(one * i);
-  for (long r = 0; r < rounds; ++r)
-#pragma GCC unroll 32
-    for (int i = 0; i < kChains; ++i) chain[i] = _mm512_dpbf16_ps(chain[i], a, b);
-  __m512 sum = chain[0];
-#pragma GCC unroll 32
-  for (int i = 1; i < kChains; ++i) sum = _mm512_add_ps(sum, chain[i]);
-  sink = _mm512_cvtss_f32(sum);
-  return 64.0 * kChains * rounds;
-}
+// Chains of pairs of 16-bit values, multiplied and added into 32 bits: STEP of a chain, one vector of NUMBERs.
+#define DEFINE_PAIRS_LOOP(NAME, TARGET, NUMBER, STEP)                                                 \
+  __attribute__((target(TARGET))) double NAME(long rounds) {                                          \
+    constexpr int kChains = 24;                                                                       \
+    typedef NUMBER Vector __attribute__((vector_size(64)));                                           \
+    Vector chain[kChains];                                                                            \
+    _Pragma("GCC unroll 32") for (int i = 0; i < kChains; ++i) chain[i] = Vector{} + NUMBER(one * i); \
+    for (long r = 0; r < rounds; ++r)                                                                 \
+      _Pragma("GCC unroll 32") for (int i = 0; i < kChains; ++i) chain[i] = (Vector)STEP(chain[i]);   \
+    Vector sum = chain[0];                                                                            \
+    _Pragma("GCC unroll 32") for (int i = 1; i < kChains; ++i) sum += chain[i];                       \
+    sink = float(sum[0]);                                                                             \
+    return 64.0 * kChains * rounds;                                                                   \
+  }
+#define STEP_VNNI(chain) \
+  _mm512_dpwssd_epi32((__m512i)(chain), _mm512_set1_epi32(0x00010001), _mm512_set1_epi32(0x0001ffff))
+#define STEP_BF16(chain) \
+  _mm512_dpbf16_ps((__m512)(chain), (__m512bh)_mm512_set1_epi32(0x3f803f80), (__m512bh)_mm512_set1_epi32(0x3f80bf80))
+DEFINE_PAIRS_LOOP(fma_avx512_vnni, "avx512f,avx512vnni", int, STEP_VNNI)
+DEFINE_PAIRS_LOOP(fma_avx512_bf16, "avx512f,avx512bf16", float, STEP_BF16)
 
 // 16x32 by 32x16 tile products, random operands: a tile unit is faster on zeros.
 __attribute__((target("amx-tile,amx-bf16"))) double fma_amx_bf16(long rounds) {

@@ -1,7 +1,7 @@
 # ddn_add_cpu_kernels(TARGET SOURCE...): kernels for the CPU. A name's ending says for which instruction set a file is
-# compiled: _avx2, _avx512, _avx512_vnni, _avx512_bf16, _amx; others are plain, for the compiler's default target. Which of them runs is
-# decided at run time (csrc/cpu/isa.h). Files for sets that the target or the compiler does not have are left out, and
-# DDN_HAVE_AVX2 etc. tell those that choose.
+# compiled: _avx2, _avx512, _avx512_vnni, _avx512_bf16, _amx; others are plain, for the compiler's default target. Which
+# of them runs is decided at run time (csrc/cpu/isa.h). Files for sets that the target or the compiler does not have are
+# left out, and DDN_HAVE_AVX2 etc. tell those that choose.
 include(CheckCXXCompilerFlag)
 
 set(DDN_FLAGS_AVX2 -mavx2 -mfma)

@@ -122,7 +122,7 @@ def pack_conv3x3(weight: Tensor, layout: Layout, dtype: torch.dtype = torch.floa
 
 def unpack_conv3x3(packed: Tensor, out_channels: int, in_channels: int) -> Tensor:
     """The reverse: ``[O,C,3,3]`` float64; InputError if `packed` is none of the layouts for these channels."""
-    if packed.dim() == 6 and packed.dtype == torch.int16:
+    if packed.dtype == torch.int16 and tuple(packed.shape[4:]) == (BLOCK, 2):
         blocks = _weights_of(packed)
     elif packed.dim() == 6:
         blocks = packed.double().flatten(1, 2).permute(1, 2, 3, 0, 4)

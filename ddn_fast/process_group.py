@@ -49,15 +49,15 @@ def joined(choose: Callable[[], str]) -> Iterator[str]:
     # torch.optim brings this module, whose functions have the group of that moment as their default argument
     importlib.import_module("torch.distributed.nn")
     dist.init_process_group(backend, store=dist.PrefixStore("run", _store), rank=rank, world_size=size, timeout=TIMEOUT)
+    done = False
     try:
         yield device
-    except BaseException:
-        if backend == "gloo":  # NCCL's would wait for others, who may never answer
+        done = True
+    finally:
+        # Joins gloo's threads, if nothing else holds the group. One that still lets go of a tensor when the interpreter
+        # ends finds no GIL, and aborts the process. After an error NCCL's would wait for others, who may never answer.
+        if done or backend == "gloo":
             dist.destroy_process_group()
-        raise
-    # Joins gloo's threads, if nothing else holds the group. One that still lets go of a tensor when the interpreter
-    # ends finds no GIL, and aborts the process.
-    dist.destroy_process_group()
 
 
 def own_device(device: str, local_rank: int) -> str:

@@ -206,9 +206,9 @@ def test_names_and_peaks_of_machines(monkeypatch: pytest.MonkeyPatch) -> None:
         "avx512": 0.3,
         "avx512_vnni": 0.6,
         "avx512_bf16": 0.5,
+        "amx_bf16": None,
         "dram_read_gb_s": 30.0,
     }
-    ceilings |= {"amx_bf16": None}
     assert machine.peak_of(ceilings, torch.float32, "avx2") == 0.2
     assert machine.peak_of(ceilings, torch.float32, None) == 0.3
     assert machine.peak_of(ceilings, torch.bfloat16, "avx512") == 0.3

@@ -134,6 +134,8 @@ def test_packed_padding_is_zero() -> None:
     [
         (torch.zeros(2, 2), "wanted 5, 6 or 7 dimensions, got 2"),
         (torch.zeros(1, 1, 9, 32, 32), "wanted the weights of 40 to 5 channels, got [1, 1, 9, 32, 32]"),
+        (torch.zeros(1, 6, 6, 17, 32, 2).short(), "wanted the weights of 40 to 5 channels, got [1, 6, 6, 17, 32, 2]"),
+        (torch.zeros(1, 6, 6, 1, 32, 32).short(), "wanted the weights of 40 to 5 channels, got [1, 6, 6, 1, 32, 32]"),
     ],
 )
 def test_unpacking_what_was_not_packed_is_an_error(packed: Tensor, message: str) -> None:
@@ -324,8 +326,8 @@ def by_whole_numbers(x: Tensor, packed: Tensor, out: int, *, rounded: bool = Tru
     rows = packed.flatten(1, 2)
     scale = rows[:, :, -1].contiguous().view(torch.float32).double().squeeze(3).permute(1, 0, 2).flatten(1)[:, :out]
     g = rows[:, :, :-1].double().permute(1, 2, 4, 0, 3).flatten(3).flatten(1, 2)[:, :c, :out]  # [36,C,O]
-    d, g = (F.pad(t, p).unflatten(-1 if t is d else 1, (blocks, 64)) for t, p in
-            ((d, (0, 64 * blocks - c)), (g, (0, 0, 0, 64 * blocks - c))))  # fmt: skip
+    d = F.pad(d, (0, 64 * blocks - c)).unflatten(3, (blocks, 64))
+    g = F.pad(g, (0, 0, 0, 64 * blocks - c)).unflatten(1, (blocks, 64))
     sums = torch.einsum("ntkbc,kbco->ntkbo", d, g)
     m = (sums.sum(3) * scale).unflatten(2, (6, 6)).unflatten(1, (h // 4, w // 4))
     y = torch.einsum("pi,nyxijo,qj->noypxq", OUTPUTS, m, OUTPUTS) * largest[:, None, :, None, :, None]

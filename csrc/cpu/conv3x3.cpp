@@ -1,9 +1,9 @@
 // conv3x3: 3x3 convolutions that follow each other, unpooling before and pooling or scoring after them (SPEC sections 2
 // and 6, identities 5 to 9). Which kernel runs is decided by the weights' layout and the instruction set:
 //
-//   pairs      AMX tiles in bfloat16; else widened to float
-//   direct     float, tap by tap
-//   winograd   float, F(4x4, 3x3)
+//   pairs           AMX tiles in bfloat16; else widened to float
+//   direct          float, tap by tap
+//   winograd        float, F(4x4, 3x3)
 //   winograd_int16  the same with products of 16-bit integers
 //
 // Where a stage mixes layouts, maps between its layers are float. AVX512_BF16 has no variant: at twice float's rate its

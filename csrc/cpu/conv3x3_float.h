@@ -1,4 +1,4 @@
-// The stage in float, for instruction sets without bfloat16 products, and for weights that are float32.
+// The stage with maps in float between its layers: for every layout but pairs on AMX.
 #pragma once
 #include "cpu/conv3x3_stage.h"
 #include "cpu/conv3x3_winograd_int16.h"

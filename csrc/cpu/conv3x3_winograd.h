@@ -16,7 +16,8 @@ namespace {
 constexpr int kPoints = 36;
 
 // Tiles transformed together. Weights pass by once for each group: larger ones read them less often, smaller ones stay
-// in the cache; from 24 to 96 nothing was measurably better.
+// in the cache. All 100 tiles of a 40x40 map at once made 512 channels of integers a tenth faster than 48 at a time;
+// other maps hardly tell.
 constexpr int kGroup = 9 * 12;
 
 constexpr float kRoot = 1.41421356237309505f;
