@@ -110,7 +110,7 @@ def scored_layer_group(setting: Setting, maps: int, dtype: torch.dtype) -> Group
     of_scale, of_shift, *_ = reference.seg_score_backward_vectors(grad_score, y, *score)
     of_moments = -of_shift * score[0], (of_shift * mean - of_scale) / 2 * score[0] ** 3
     leaves = [t.detach().requires_grad_() for t in (x, weight, scale, shift)]
-    a = F.relu(F.batch_norm(leaves[0], torch.zeros(channels), torch.ones(channels), *leaves[2:], eps=0))
+    a = F.relu(F.batch_norm(leaves[0], torch.zeros(channels), torch.ones(channels), *leaves[2:], eps=1e-30))
     b = F.relu(F.batch_norm(F.conv_transpose2d(a, leaves[1].to(dtype), padding=1), None, None, training=True))
     graph = F.conv2d(b, score_weight.to(dtype)[:, :, None, None])
     arguments = (grad_score, *score, *of_moments, y, mean, x, weight, scale, shift)
@@ -146,7 +146,7 @@ def score_group(setting: Setting, op: str, maps: int, dtype: torch.dtype) -> Gro
     leaves = [t.detach().requires_grad_() for t in (x, scale, shift, weight, bias)]
 
     def forward(x: Tensor, scale: Tensor, shift: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        a = F.relu(F.batch_norm(x, torch.zeros(channels), torch.ones(channels), scale, shift, eps=0))
+        a = F.relu(F.batch_norm(x, torch.zeros(channels), torch.ones(channels), scale, shift, eps=1e-30))
         return F.conv2d(a, weight.to(x.dtype)[:, :, None, None], bias.to(x.dtype))
 
     def torchs() -> Tensor:

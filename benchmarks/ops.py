@@ -155,17 +155,15 @@ def all_groups(setting: Setting, only: list[str]) -> Iterator[partial[Group]]:
 
 @torch.no_grad()
 def measure(group: Group, ceilings: dict[str, float | None], limits: dict[str, Any]) -> list[dict[str, Any]]:
-    """One row for each rival of a group."""
-    with torch.backends.cudnn.flags(benchmark=False):  # once each: not worth a search
-        truth = group.truth()
-    errors = {rival.label: group.error(rival.result(), truth) for rival in group.rivals}
-    del truth
-    times = timing.interleave({rival.label: rival.run for rival in group.rivals}, **limits)
-    tolerance = group.tolerance([errors[rival.label] for rival in group.rivals if rival.name != OURS])
+    """One row for each rival of a group that runs here: a library may lack something that another version has."""
+    errors = _errors(group)
+    rivals = [rival for rival in group.rivals if rival.label in errors]
+    times = timing.interleave({rival.label: rival.run for rival in rivals}, **limits)
+    tolerance = group.tolerance([errors[rival.label] for rival in rivals if rival.name != OURS])
     correct = {label: error <= tolerance for label, error in errors.items()}  # a NaN is not
-    ours = [times[rival.label].ms for rival in group.rivals if rival.name == OURS and correct[rival.label]]
+    ours = [times[rival.label].ms for rival in rivals if rival.name == OURS and correct[rival.label]]
     rows = []
-    for rival in group.rivals:
+    for rival in rivals:
         time = times[rival.label]
         rows.append(
             {
@@ -186,6 +184,21 @@ def measure(group: Group, ceilings: dict[str, float | None], limits: dict[str, A
             }
         )
     return rows
+
+
+def _errors(group: Group) -> dict[str, float]:
+    """Of each rival that runs here."""
+    with torch.backends.cudnn.flags(enabled=True, benchmark=False):  # once each: not worth a search
+        truth = group.truth()
+    errors = {}
+    for rival in group.rivals:
+        try:
+            errors[rival.label] = group.error(rival.result(), truth)
+        except RuntimeError as error:
+            if rival.name == OURS:
+                raise
+            print(f"  {rival.label} does not run here: {str(error).splitlines()[0]}", flush=True)
+    return errors
 
 
 def _roofline(group: Group, rival: Rival, ms: float, ceilings: dict[str, float | None]) -> dict[str, Any]:

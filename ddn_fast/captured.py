@@ -107,8 +107,10 @@ class CudaGraphs:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._beside = torch.cuda.Stream(device)  # where graphs are recorded
         self._pools: dict[object, Any] = {}
+        # Where graphs are recorded, of each place another: cuBLAS has a workspace for each stream of recording, which
+        # graphs that run at the same time must not share.
+        self._beside: dict[object, torch.cuda.Stream] = {}
 
     def place(self) -> object:
         """The current stream of the device."""
@@ -116,11 +118,17 @@ class CudaGraphs:
 
     def record(self, function: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
         """See :class:`Recorder`; runs `function` once as it is, so that whatever happens only once has happened."""
-        with _recording, torch.cuda.device(self._device):
+        here, place = torch.cuda.current_stream(self._device), self.place()
+        # the stream in any case: torch.cuda.graph leaves its own behind where recording fails
+        with _recording, torch.cuda.device(self._device), torch.cuda.stream(here):
             function()
-            pool = self._pools.setdefault(self.place(), torch.cuda.graph_pool_handle())
-            graph = torch.cuda.CUDAGraph()
+            if place not in self._pools:
+                self._pools[place], self._beside[place] = (
+                    torch.cuda.graph_pool_handle(),
+                    torch.cuda.Stream(self._device),
+                )
+            graph, options = torch.cuda.CUDAGraph(), {"pool": self._pools[place], "stream": self._beside[place]}
             # other threads may allocate memory meanwhile
-            with torch.cuda.graph(graph, pool=pool, stream=self._beside, capture_error_mode="thread_local"):
+            with torch.cuda.graph(graph, **options, capture_error_mode="thread_local"):
                 outputs = function()
             return graph.replay, outputs

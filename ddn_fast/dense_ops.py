@@ -6,6 +6,8 @@ library's.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -37,10 +39,21 @@ def register() -> None:
     library = torch.library
     library.register_fake("ddn_fast::dense")(_dense_fake)
     library.register_fake("ddn_fast::dense_outer")(_dense_outer_fake)
-    library.register_kernel("ddn_fast::dense", "cuda")(_dense_cuda)
-    library.register_kernel("ddn_fast::dense_outer", "cuda")(_dense_outer_cuda)
+    library.register_kernel("ddn_fast::dense", "cuda")(without_autocast(_dense_cuda))
+    library.register_kernel("ddn_fast::dense_outer", "cuda")(without_autocast(_dense_outer_cuda))
     library.register_autograd("ddn_fast::dense", _dense_backward, setup_context=_dense_context)
     library.register_autograd("ddn_fast::dense_outer", _dense_outer_backward, setup_context=_dense_outer_context)
+
+
+def without_autocast(kernel: Callable[..., Any]) -> Callable[..., Any]:
+    """A kernel made of torch's own ops, which autocast would otherwise give dtypes that the op does not promise."""
+
+    @functools.wraps(kernel)
+    def as_written(x: Tensor, *rest: Any) -> Any:
+        with torch.autocast(x.device.type, enabled=False):
+            return kernel(x, *rest)
+
+    return as_written
 
 
 def check_float(op: str, **tensors: Tensor) -> None:

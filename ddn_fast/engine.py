@@ -180,7 +180,8 @@ class FastDecoupledNet(Segmenter):
         first = [sum(map(len, terms[:p])) for p in range(passes)]
         images = [of_pass[0][0][0] if of_pass else 0 for of_pass in terms]
         row, offset, image_of_pass = self._indices(rows, first, images)
-        weight = torch.tensor([value for of_pass in terms for _, value in of_pass], dtype=self.input_like().dtype)
+        values = [value for of_pass in terms for _, value in of_pass]
+        weight = torch.tensor(values, dtype=self.input_like().dtype, device="cpu")
         assert state.table is not None
         # each pass in its order, and nothing of another's, were that NaN
         weight = self.runtime.move(weight)
@@ -189,7 +190,7 @@ class FastDecoupledNet(Segmenter):
 
     def _indices(self, *lists: Sequence[int]) -> list[Tensor]:
         """Each list as int64 on the device, all of them in one transfer."""
-        flat = torch.tensor([value for values in lists for value in values], dtype=torch.int64)
+        flat = torch.tensor([value for values in lists for value in values], dtype=torch.int64, device="cpu")
         return list(self.runtime.move(flat).split([len(values) for values in lists]))
 
     # --- the parts ---

@@ -46,7 +46,8 @@ class Encoded(NamedTuple):
 
     def before_decoder(self) -> Encoded:
         """The same without what the decoder alone reads: what bridge and gate do."""
-        return self._replace(pool5=self.pool5[:0], switches=())
+        # not _replace: torch 2.11's compiler makes an empty tuple of it
+        return Encoded(self.pool5[:0], self.windows, self.fc6, self.fc7, self.score_map, ())
 
 
 class ImagePart:

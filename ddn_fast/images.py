@@ -261,7 +261,7 @@ def network_input(image: Array, side: int) -> Tensor:
     index, weight = resize_taps(max(height, width), side, "bilinear")
     # Padding is zeros, so a tap that falls into it adds nothing: the square itself is never made.
     row_index, row_weight = np.minimum(index, height - 1), np.where(index < height, weight, 0.0)
-    rows = torch.empty(side, 3, width, dtype=torch.float32)
+    rows = torch.empty(side, 3, width, dtype=torch.float32, device="cpu")
     step = 32  # so that only a band of a large image is ever held in float32
     for start in range(0, side, step):
         band = slice(start, start + step)
@@ -270,12 +270,12 @@ def network_input(image: Array, side: int) -> Tensor:
         for channel in range(3):  # the planes of a row side by side: long runs to add up
             source[:, channel] = image[low:high, :, 2 - channel]
         rows[band] = _weighted_rows(torch.from_numpy(source), row_index[band] - low, row_weight[band])
-    x = torch.zeros(side, 3, side, dtype=torch.float32)
+    x = torch.zeros(side, 3, side, dtype=torch.float32, device="cpu")
     for start, low, matrix in _resize_matrices(max(height, width), side, width):
         source_columns = rows.view(-1, width)[:, low : low + matrix.shape[0]]
         torch.mm(source_columns, matrix, out=x.view(-1, side)[:, start : start + matrix.shape[1]])
-    mean = torch.tensor(MEAN_BGR, dtype=torch.float32)[:, None, None]
-    return torch.sub(x.transpose(0, 1), mean, out=torch.empty(3, side, side, dtype=torch.float32))
+    mean = torch.tensor(MEAN_BGR, dtype=torch.float32, device="cpu")[:, None, None]
+    return torch.sub(x.transpose(0, 1), mean, out=torch.empty(3, side, side, dtype=torch.float32, device="cpu"))
 
 
 @functools.lru_cache(maxsize=16)

@@ -45,12 +45,15 @@ _WINOGRAD = torch.tensor(
         [0, 0, 1],
     ],
     dtype=torch.float64,
+    device="cpu",
 )
 
 
 # |B^T d| of each row at most, where |d| <= 1
 _BOUND = torch.tensor(
-    [4.5, 3 + 1.5 * _ROOT, 3 + 1.5 * _ROOT, 1.5 + 1.5 * _ROOT, 1.5 + 1.5 * _ROOT, 4.5], dtype=torch.float64
+    [4.5, 3 + 1.5 * _ROOT, 3 + 1.5 * _ROOT, 1.5 + 1.5 * _ROOT, 1.5 + 1.5 * _ROOT, 4.5],
+    dtype=torch.float64,
+    device="cpu",
 )
 _LARGEST_INPUT = 32760  # as a 16-bit integer
 _MOST_WEIGHT = 32767

@@ -72,4 +72,4 @@ def plan_passes(scores: Tensor, chosen: Sequence[Sequence[int]]) -> Passes:
             rows.append(row)
             image_of_pass.append(image)
     labels = torch.stack(rows) if rows else scores.new_zeros(0, num_classes)
-    return Passes(labels, torch.tensor(image_of_pass, dtype=torch.int64), classes)
+    return Passes(labels, torch.tensor(image_of_pass, dtype=torch.int64, device="cpu"), classes)

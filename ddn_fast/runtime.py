@@ -125,7 +125,9 @@ class CudaRuntime(CpuRuntime):
 
     def fetch(self, tensors: Sequence[Tensor]) -> Fetched:
         """Copies into pinned memory, in the order of the caller's stream; the function returned waits for them only."""
-        on_host = [torch.empty(t.shape, dtype=t.dtype, pin_memory=True).copy_(t, non_blocking=True) for t in tensors]
+        on_host = [torch.empty(t.shape, dtype=t.dtype, device="cpu", pin_memory=True) for t in tensors]
+        for host, tensor in zip(on_host, tensors, strict=True):
+            host.copy_(tensor, non_blocking=True)
         done = torch.cuda.Event()
         done.record(torch.cuda.current_stream(self.device))
 

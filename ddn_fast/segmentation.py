@@ -229,7 +229,7 @@ class Segmenter:
                 waiting.append(batch)
                 good = [item for item in batch if item.x is not None]
                 x = [item.x for item in good if item.x is not None]
-                empty = torch.empty(0, 3, self.config.side, self.config.side)
+                empty = torch.empty(0, 3, self.config.side, self.config.side, device="cpu")
                 yield Inputs(
                     torch.stack(x) if x else empty, [item.size for item in good], [item.chosen for item in good]
                 )
@@ -246,7 +246,7 @@ class Segmenter:
     def _start(self, inputs: Inputs) -> _Started:
         with torch.inference_mode(), self.inferring():
             if not len(inputs.x):  # not one image of the batch could be read
-                return _Started(inputs, None, lambda: [torch.empty(0, self.config.num_classes)])
+                return _Started(inputs, None, lambda: [torch.empty(0, self.config.num_classes, device="cpu")])
             scores, state = self.score_images(self.runtime.put(inputs.x, self.input_like()))
             return _Started(inputs, state, self.runtime.fetch([at_least_float32(scores)]))
 
@@ -278,7 +278,7 @@ class Segmenter:
             for size, classes, count in zip(sizes, passes.classes, passes.counts(), strict=True)
             if count
         ]
-        return [torch.cat(nan) if nan else torch.zeros(0, dtype=torch.bool), *maps]
+        return [torch.cat(nan) if nan else torch.zeros(0, dtype=torch.bool, device="cpu"), *maps]
 
     def _collect(self, batch: _Launched) -> list[Labelled]:
         nan, *maps = batch.results()
@@ -288,7 +288,7 @@ class Segmenter:
             batch.passes.classes, batch.sizes, batch.scores, batch.failed.tolist(), strict=True
         ):
             bad = any([failed, *itertools.islice(of_pass, passes_of(len(classes)))])
-            label_map = next(of_image) if classes else torch.zeros(size, dtype=torch.uint8)
+            label_map = next(of_image) if classes else torch.zeros(size, dtype=torch.uint8, device="cpu")
             found.append(Labelled(classes, scores, None if bad else label_map))
         return found
 

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .dense_ops import without_autocast
 from .distributed import pooled_moments
 from .training_ops import LayerBackward, check_like_y, check_of_score, check_score, check_vector, layer_size, map_like
 
@@ -92,7 +93,7 @@ def register() -> None:
         seg_score_backward,
         seg_score_backward_vectors,
     ):
-        torch.library.register_kernel(f"ddn_fast::{kernel.__name__}", "cuda")(kernel)
+        torch.library.register_kernel(f"ddn_fast::{kernel.__name__}", "cuda")(without_autocast(kernel))
 
 
 def _parts(*maps: Tensor) -> Iterator[slice]:

@@ -34,6 +34,7 @@ def cuda() -> str:
         if os.environ.get("DDN_REQUIRE_GPU") == "1":
             pytest.fail("DDN_REQUIRE_GPU=1, but torch sees no CUDA device")
         pytest.skip("no CUDA device")
+    torch.backends.cudnn.allow_tf32 = False  # torch's default for convolutions in float32; tests compare with float64
     return "cuda"
 
 

@@ -256,3 +256,22 @@ def test_loading_is_measured_for_both_stages_with_and_without_kept_images(tmp_pa
         for cached in (False, True)
     }
     assert all(0 < row["low"] <= row["images_per_second"] <= row["high"] for row in report["rows"])
+
+
+def test_a_librarys_way_that_does_not_run_here_is_named_and_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    """cuDNN may have no fused convolution for some shape; ours must run."""
+
+    def lacking() -> torch.Tensor:
+        raise RuntimeError("no engine\nfor this shape")
+
+    x = torch.ones(4)
+    ours, torchs = Rival(op_benchmark.OURS, lambda: x * 2), Rival("torch", lambda: x + x)
+
+    def group(*rivals: Rival) -> Group:
+        return Group("double", "4", torch.float32, 4, 32, lambda: x.double() * 2, list(rivals))
+
+    rows = op_benchmark.measure(group(ours, torchs, Rival("cuDNN", lacking)), {}, {"seconds": 0.01})
+    assert [row["rival"] for row in rows] == [ours.name, "torch"]
+    assert capsys.readouterr().out == "  cuDNN does not run here: no engine\n"
+    with pytest.raises(RuntimeError, match="no engine"):
+        op_benchmark.measure(group(Rival(op_benchmark.OURS, lacking), torchs), {}, {"seconds": 0.01})

@@ -194,7 +194,9 @@ def test_streams_have_graphs_of_their_own(cuda: str) -> None:
 def test_a_function_that_waits_for_the_device_is_run_as_it_is(cuda: str, caplog: pytest.LogCaptureFixture) -> None:
     captured = Captured(lambda x: x * x.sum().item(), CudaGraphs(torch.device(cuda, 0)))
     x = torch.arange(4.0, device=cuda)
+    here = torch.cuda.current_stream()
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
             assert torch.equal(captured(x), x * 6)
+            assert torch.cuda.current_stream() == here
     assert "runs as it is" in caplog.text

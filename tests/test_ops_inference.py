@@ -126,7 +126,10 @@ def test_inference_op_on_cuda_is_as_exact_as_plain_torch(name: str, cuda: str) -
                 continue
             plain = results(getattr(reference, name)(*args))[0]
             error, plain_error = ((y.double() - wanted[0]).abs().max() for y in (got[0], plain))
-            tiny = 8 * torch.finfo(torch.float32).eps * wanted[0].abs().max()
+            roundings = 8
+            if name == "dense":  # matrix units may cut off every sum of 16 products, always towards 0
+                roundings = max(roundings, args[0].shape[1] // 16)
+            tiny = roundings * torch.finfo(torch.float32).eps * wanted[0].abs().max()
             assert error <= 2 * plain_error + tiny, (case, dtype)
 
 

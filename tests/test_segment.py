@@ -18,7 +18,7 @@ from ddn_fast.errors import ImageError, InputError, NumericsError
 from ddn_fast.images import voc_palette
 from ddn_fast.network import DecoupledNet
 from ddn_fast.reference import merge_scores, pixel_scores
-from ddn_fast.weights import load
+from ddn_fast.weights import load, save
 
 GOLDEN = Path(__file__).parent / "golden"
 SHAPES = [(60, 60), (37, 50), (80, 41), (64, 64), (33, 3), (1, 1)]
@@ -415,3 +415,20 @@ def test_the_check_of_x_compiles_and_lets_autocast_pass():
     torch.testing.assert_close(compiled(x), net.classify(x))
     with torch.autocast("cpu", torch.bfloat16):
         assert net.classify(x).isfinite().all()
+
+
+@pytest.mark.parametrize("fast", [False, True], ids=["plain", "engine"])
+def test_torchs_default_device_is_no_matter(fast: bool, tmp_path: Path, pictures: list[np.ndarray]) -> None:
+    """Users set it to "cuda"; on "meta", where tensors have no values, whatever followed it would fail."""
+    save(tiny_net(), tmp_path / "weights")
+    model = load(tmp_path / "weights", fast=fast)
+    wanted = model.segment(pictures) + model.segment(pictures, labels=CLASSES[:2])
+    missing = tmp_path / "none.png"
+    with torch.device("meta"):
+        again = load(tmp_path / "weights", fast=fast)
+        for one in (model, again):
+            found = one.segment(pictures) + one.segment(pictures, labels=CLASSES[:2])
+            for a, b in zip(found, wanted, strict=True):
+                assert a.labels == b.labels
+                assert np.array_equal(a.mask, b.mask)
+            assert one.segment(missing, on_error="keep")[0].error is not None

@@ -9,11 +9,11 @@ from unittest import mock
 import pytest
 import torch
 from op_cases import CASES, TRAINING
-from test_ops_inference import map_tensors
+from test_ops_inference import map_tensors, results
 from test_trained_part import gradients, kept_and_most, made, plain_scores
 from torch import Tensor
 
-from ddn_fast import ops, reference, training_ops_cuda
+from ddn_fast import dense_ops, ops, reference, training_ops_cuda
 from ddn_fast.config import NetConfig
 from ddn_fast.training.trained_part import trained_scores
 
@@ -41,6 +41,29 @@ def test_equals_the_formula_in_float64(name: str, dtype: torch.dtype, at_once: N
         for place, (g, w, c) in enumerate(pairs):
             assert (g.dtype, g.shape, g.stride()) == (c.dtype, c.shape, c.stride()), (case, place)
             assert (g.double() - w).norm() <= tolerance * w.norm() + 1e-12, (case, place)
+
+
+@pytest.mark.parametrize("name", ["dense", "dense_outer", *TRAINING])
+def test_gives_under_autocast_the_bits_it_gives_without(name: str) -> None:
+    """torch leaves autocast on in a kernel that is registered from Python, and on CUDA these are."""
+    kernel = getattr(training_ops_cuda, name, None) or getattr(dense_ops, f"_{name}_cuda")
+    for case in CASES[name]:
+        arguments = case(torch.float32)
+        plain = results(kernel(*arguments))
+        with torch.autocast("cpu", torch.bfloat16):
+            found = results(dense_ops.without_autocast(kernel)(*arguments))
+        assert all(map(torch.equal, found, plain))
+
+
+def test_every_kernel_of_torchs_own_ops_is_registered_without_autocast() -> None:
+    with mock.patch.object(torch.library, "register_kernel") as register:
+        training_ops_cuda.register()
+    kernels = {
+        call.args[0]: done.args[0]
+        for call, done in zip(register.call_args_list, register.return_value.call_args_list, strict=True)
+    }
+    assert kernels.keys() == {f"ddn_fast::{name}" for name in TRAINING}
+    assert all(kernel.__wrapped__ is not kernel for kernel in kernels.values())
 
 
 def test_takes_what_the_cpu_takes_and_refuses_the_rest_by_name() -> None:

@@ -74,7 +74,7 @@ void run_on_cuda(const char* op, int (*kernel)(const Params&, cuda::Stream), con
 #ifdef DDN_WITH_CUDA
   if (!aoti_torch_get_current_cuda_stream) fail(op, "x is a CUDA tensor, but this torch has no CUDA streams");
   void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(x.get_device_index(), &stream));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(x.get_device_index(), &stream));
   const int error = kernel(p, static_cast<cuda::Stream>(stream));
   if (cuda::is_missing_code(error))
     fail(op, "no kernel for this GPU among those built (", DDN_CUDA_ARCHS,
