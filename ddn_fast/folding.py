@@ -19,6 +19,8 @@ from .errors import NumericsError
 from .network import BN_EPS, BatchNorm, Bridge, DecoupledNet
 from .packing import conv3x3_layout, pack_conv3x3
 
+_MOST_LEVEL = 60.0  # binary exponent, so that nothing leaves bfloat16's range
+
 
 class Stage(NamedTuple):
     """The 3x3 convolutions between two poolings, as :func:`ddn_fast.ops.conv3x3` takes them."""
@@ -81,7 +83,14 @@ def fold(model: DecoupledNet, dtype: torch.dtype, isa: str) -> Folded:
     score = model.decoder.seg_score
     assert score.bias is not None
     _check_finite(model, "bridge", "decoder")
-    decoder, factor = _pack([_decoder_layers(model, stage) for stage in range(5, 0, -1)], dtype, isa, pooled=False)
+    last = model.bridge.fc6_deconv_bn
+    decoder, factor = _pack(
+        [_decoder_layers(model, stage) for stage in range(5, 0, -1)],
+        torch.hypot(last.weight.double(), last.bias.double()),
+        dtype,
+        isa,
+        pooled=False,
+    )
     return Folded(
         image_part=fold_image_part(model, dtype, isa),
         bridge=_fold_bridge(model.bridge, factor, dtype, wide),
@@ -103,7 +112,7 @@ def fold_image_part(model: DecoupledNet, dtype: torch.dtype, isa: str, share: bo
     assert head.fc6.bias is not None
     _check_finite(model, "encoder", "head")
     return FoldedImagePart(
-        encoder=_pack([_encoder_layers(model, stage) for stage in range(1, 6)], dtype, isa, pooled=True)[0],
+        encoder=_pack([_encoder_layers(model, stage) for stage in range(1, 6)], None, dtype, isa, pooled=True)[0],
         fc6=Dense((_shared if share else _own)(fc6, dtype).flatten(1), _own(head.fc6.bias, wide)),
         fc7=_point(head.fc7, None, dtype, wide, share),
         cls_score=_point(head.cls_score, None, wide, wide),
@@ -145,37 +154,58 @@ def _decoder_layers(model: DecoupledNet, stage: int) -> list[_Layer]:
     return layers
 
 
-def _pack(stages: list[list[_Layer]], dtype: torch.dtype, isa: str, pooled: bool) -> tuple[tuple[Stage, ...], Tensor]:
+def _pack(
+    stages: list[list[_Layer]], first: Tensor | None, dtype: torch.dtype, isa: str, pooled: bool
+) -> tuple[tuple[Stage, ...], Tensor]:
     """Stages that follow each other; and by what the first one's input channels ``[C]`` have to be multiplied.
 
     Where products are of whole numbers a tile's largest input sets the unit of all its channels: one that is small, but
-    has large weights, would be lost in it. So every channel between two layers is multiplied by what it counts in the
-    next one's sums, and that one's weights are divided by it. Powers of two: no other rounding changes; ReLU, pooling
-    and unpooling let them pass.
+    has large weights, would be lost in it. So every channel between two layers is multiplied by :func:`_level`, and the
+    next one's weights are divided by it. Powers of two: no other rounding changes; ReLU, pooling and unpooling let them
+    pass. `first`: how large the first one's channels are, None: an image's.
     """
     wide = torch.promote_types(dtype, torch.float32)
     packed_dtype = dtype if dtype == torch.float16 else wide
     packed: list[Stage] = []
+    sizes = _sizes([layer for layers in stages for layer in layers], first)
     factor = torch.ones_like(stages[-1][-1].bias)
     for layers in reversed(stages):
         weights: list[Tensor] = []
         biases: list[Tensor] = []
         for layer in reversed(layers):
-            weight = layer.weight * factor[:, None, None, None]
+            weight, size = layer.weight * factor[:, None, None, None], sizes.pop()
             biases.insert(0, _own(layer.bias * factor, wide))
             layout = conv3x3_layout(dtype, isa, weight.shape[1], pooled)
-            factor = _counts(weight) if layout == "winograd_int16" else torch.ones_like(weight[0, :, 0, 0])
+            factor = _level(weight, size) if layout == "winograd_int16" else torch.ones_like(size)
             weights.insert(0, pack_conv3x3(weight / factor[:, None, None], layout, packed_dtype))
         packed.insert(0, Stage(weights, biases))
     return tuple(packed), factor
 
 
-def _counts(weight: Tensor) -> Tensor:
-    """How large the weights ``[O,C,3,3]`` of each input are beside the others': ``[C]``, powers of two around 1."""
+def _sizes(layers: list[_Layer], first: Tensor | None) -> list[Tensor]:
+    """How large the inputs ``[C]`` of each layer are, as far as weights and biases before it tell."""
+    image = torch.full_like(layers[0].weight[0, :, 0, 0], 64.0)  # grey levels
+    sizes = [image if first is None else first]
+    for layer in layers[:-1]:
+        varying = (layer.weight * sizes[-1][:, None, None]).square().sum((1, 2, 3))
+        sizes.append((varying + layer.bias.square()).sqrt())
+    return sizes
+
+
+def _level(weight: Tensor, size: Tensor) -> Tensor:
+    """Powers of two ``[C]`` for inputs of these sizes ``[C]``: halfway between what makes the inputs equally large and
+    what makes the weights ``[O,C,3,3]`` that read them so.
+
+    All the way by the weights alone was worse than nothing on ImageNet's VGG-16, where large channels have large ones.
+    """
     norm = weight.square().sum((0, 2, 3)).sqrt()
-    exponent = torch.frexp(norm).exponent.to(norm)
-    mean = exponent[norm > 0].mean().round() if norm.any() else 0.0
-    return torch.where(norm > 0, exponent - mean, 0.0).clamp(-40, 40).exp2()
+    live = (norm > 0) & (size > 0)
+    if not live.any():
+        return torch.ones_like(norm)
+    half = torch.frexp((norm / size).sqrt()).exponent.to(norm)
+    mean = torch.frexp((norm * size).sqrt()).exponent.to(norm)[live].mean().round()
+    unread = torch.where(size > 0, -_MOST_LEVEL, 0.0)  # what nobody reads sets no unit
+    return torch.where(live, half - mean, unread).clamp(-_MOST_LEVEL, _MOST_LEVEL).exp2()
 
 
 def _fold_bridge(bridge: Bridge, factor: Tensor, dtype: torch.dtype, wide: torch.dtype) -> FoldedBridge:

@@ -76,6 +76,7 @@ def text() -> str:
     lines = [
         ("ddn_fast", f"{info['ddn_fast'] or 'not installed'}, Python {info['python']}, {info['platform']}"),
         ("libraries", ", ".join(f"{name} {version or 'missing'}" for name, version in info["versions"].items())),
+        ("torch's CUDA", info["cuda"] or "none"),
     ]
     if build:
         kernels = f"CUDA {build['cuda']} for {' '.join(build['cuda_archs'])}" if build["cuda_archs"] else "no CUDA"

@@ -62,9 +62,9 @@ def seg_score(x: Tensor, scale: Tensor, shift: Tensor, weight: Tensor, bias: Ten
     check_score("seg_score", x, scale, shift, weight)
     check_vector("seg_score", "bias", bias, 2)
     y = map_like(x, (x.shape[0], 2, x.shape[2], x.shape[3]), torch.float32)
-    rounded = weight[:, :, None, None].to(x.dtype), bias.to(x.dtype)
-    for some in _parts(x):
-        y[some] = F.conv2d(_activated(x, scale, shift, None, some), *rounded)
+    for some in _parts(x):  # in float32, which a convolution of maps in bfloat16 would not give
+        by_pixel = _activated(x, scale, shift, None, some).float().permute(0, 2, 3, 1) @ weight.T + bias
+        y[some] = by_pixel.permute(0, 3, 1, 2)
     return y
 
 

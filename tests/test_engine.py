@@ -170,50 +170,6 @@ def test_every_layout_of_weights_works(layout: Any, monkeypatch: pytest.MonkeyPa
     assert mean_error(compiled, exact) <= 1.5 * mean_error(formulas, exact) + 1e-3
 
 
-def scale_channels(net: DecoupledNet, spread: int) -> None:
-    """Multiply every channel between two convolutions by a power of two and divide it away again."""
-    generator = torch.Generator().manual_seed(3)
-    encoder = [module for name, module in net.encoder.named_modules() if name.startswith("conv")]
-    decoder = [module for name, module in net.decoder.named_modules() if name.startswith("deconv")]
-    givers = [*encoder[:-1], net.bridge.fc6_deconv_bn, *decoder[1:-2:2]]
-    takers = [(m, 1) for m in encoder[1:]] + [(m, 0) for m in decoder[::2]]
-    for giver, (taker, dim) in zip(givers, takers, strict=True):
-        factor = 2.0 ** torch.randint(-spread, spread + 1, giver.bias.shape, generator=generator)
-        giver.weight.mul_(factor.view(-1, *[1] * (giver.weight.dim() - 1)))
-        giver.bias.mul_(factor)
-        taker.weight.div_(factor.view(-1, 1, 1) if dim else factor.view(-1, 1, 1, 1))
-
-
-@torch.no_grad()
-def test_small_channels_with_large_weights_count_as_much_as_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What sets a tile's unit is how much a channel counts in the next sums, not how large it is."""
-
-    def chosen(dtype: torch.dtype, isa: str, channels: int, pooled: bool) -> str:
-        return "direct" if channels == 3 else "winograd_int16"
-
-    monkeypatch.setattr(folding, "conv3x3_layout", chosen)
-    config = CONFIGS["wide"]
-    net = random_net(config).float()
-    net.encoder.conv1_1.weight /= 64
-    x, labels, image_of_pass = some_passes(config, 2, 3)
-    x, labels = (40 * x).float(), labels.float()
-    plain = difference(net.double(), x.double(), labels.double(), image_of_pass).sigmoid()
-    found = []
-    for spread in (0, 8):
-        scaled = random_net(config).float()
-        scaled.encoder.conv1_1.weight /= 64
-        scale_channels(scaled, spread)
-        torch.testing.assert_close(
-            difference(scaled.double(), x.double(), labels.double(), image_of_pass).sigmoid(), plain
-        )
-        found.append(FastDecoupledNet(scaled.float(), torch.bfloat16).fast(x, labels, image_of_pass))
-    assert torch.equal(*found)
-    monkeypatch.setattr(folding, "_counts", lambda weight: torch.ones_like(weight[0, :, 0, 0]))
-    unaware = FastDecoupledNet(scaled, torch.bfloat16).fast(x, labels, image_of_pass)
-    errors = [float((got - plain).abs().mean()) for got in (found[0], unaware)]
-    assert errors[1] > 5 * errors[0], errors
-
-
 def test_a_layout_packs_for_every_dtype_and_instruction_set() -> None:
     for dtype in (torch.bfloat16, torch.float32, torch.float64):
         for isa in ("plain", "avx2", "avx512", "avx512_vnni", "avx512_bf16", "amx_bf16"):
