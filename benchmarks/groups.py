@@ -38,6 +38,7 @@ class Rival:
     isa     the instruction set that our kernels may use at most; None: somebody else's code, or no choice
     layout  of our convolution's weights, as :mod:`ddn_fast.packing` has it
     view    brings what `run` returns into the form of the group's truth
+    special a library's way that some version of it lacks for some shape: left out and named there
     """
 
     name: str
@@ -45,6 +46,7 @@ class Rival:
     isa: str | None = None
     layout: str | None = None
     view: Callable[[Any], Tensor] | None = None
+    special: bool = False
 
     @property
     def label(self) -> str:

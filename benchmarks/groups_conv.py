@@ -166,7 +166,7 @@ class _Case:
             group.cold = cold.cold
         group.rivals.append(Rival("cuDNN" if setting.on_cuda else "oneDNN packed", self._stock(setting, stock.conv)))
         if setting.on_cuda:
-            group.rivals.append(Rival("cuDNN, ReLU fused", self._stock(setting, stock.conv_fused)))
+            group.rivals.append(Rival("cuDNN, ReLU fused", self._stock(setting, stock.conv_fused), special=True))
         return group
 
     def _packed(self, layout: Layout) -> list[Tensor] | None:

@@ -125,10 +125,10 @@ def _ceilings(arguments: argparse.Namespace) -> dict[str, float | None]:
 def measured(
     setting: Setting, only: list[str], ceilings: dict[str, float | None], limits: dict[str, Any]
 ) -> Iterator[tuple[list[dict[str, Any]], str | None]]:
-    """Rows of each group, or what went wrong; on the CPU an error ends the run."""
+    """Rows of each group, and what went wrong; on the CPU an error ends the run."""
     for make in all_groups(setting, only):
         try:
-            rows = measure(make(), ceilings, limits)
+            rows, failure = measure(make(), ceilings, limits)
         except (RuntimeError, NotImplementedError) as error:  # memory, too
             if not setting.on_cuda:
                 raise
@@ -136,7 +136,7 @@ def measured(
             yield [], f"{make.func.__name__}, {what}: {type(error).__name__}: {str(error)[:300]}"
             continue
         show(rows)
-        yield rows, None
+        yield rows, failure
 
 
 def all_groups(setting: Setting, only: list[str]) -> Iterator[partial[Group]]:
@@ -154,9 +154,11 @@ def all_groups(setting: Setting, only: list[str]) -> Iterator[partial[Group]]:
 
 
 @torch.no_grad()
-def measure(group: Group, ceilings: dict[str, float | None], limits: dict[str, Any]) -> list[dict[str, Any]]:
-    """One row for each rival of a group that runs here: a library may lack something that another version has."""
-    errors = _errors(group)
+def measure(
+    group: Group, ceilings: dict[str, float | None], limits: dict[str, Any]
+) -> tuple[list[dict[str, Any]], str | None]:
+    """One row for each rival of a group, and which special ones do not run here."""
+    errors, failure = _errors(group)
     rivals = [rival for rival in group.rivals if rival.label in errors]
     times = timing.interleave({rival.label: rival.run for rival in rivals}, **limits)
     tolerance = group.tolerance([errors[rival.label] for rival in rivals if rival.name != OURS])
@@ -183,22 +185,22 @@ def measure(group: Group, ceilings: dict[str, float | None], limits: dict[str, A
                 "cold_weights": group.cold,
             }
         )
-    return rows
+    return rows, failure
 
 
-def _errors(group: Group) -> dict[str, float]:
-    """Of each rival that runs here."""
+def _errors(group: Group) -> tuple[dict[str, float], str | None]:
+    """Of each rival that runs here, and why others do not."""
     with torch.backends.cudnn.flags(enabled=True, benchmark=False):  # once each: not worth a search
         truth = group.truth()
-    errors = {}
+    errors, failure = {}, None
     for rival in group.rivals:
         try:
             errors[rival.label] = group.error(rival.result(), truth)
         except RuntimeError as error:
-            if rival.name == OURS:
+            if not rival.special or isinstance(error, torch.OutOfMemoryError):
                 raise
-            print(f"  {rival.label} does not run here: {str(error).splitlines()[0]}", flush=True)
-    return errors
+            failure = f"{group.op}, {group.case}, {group.dtype}: {rival.label}: {str(error)[:300]}"
+    return errors, failure
 
 
 def _roofline(group: Group, rival: Rival, ms: float, ceilings: dict[str, float | None]) -> dict[str, Any]:

@@ -191,6 +191,26 @@ def test_streams_have_graphs_of_their_own(cuda: str) -> None:
 
 
 @pytest.mark.gpu
+def test_streams_of_one_thread_run_at_the_same_time(cuda: str) -> None:
+    """The vendor library's sums of a product cut along its inputs lie in a workspace of the stream of recording."""
+    weight = torch.randn(8192, 512, device=cuda)
+    captured = Captured(lambda x: x @ weight, CudaGraphs(torch.device(cuda, 0)))
+    given = list(torch.randn(2, 4, 8192, device=cuda))
+    wanted = [x @ weight for x in given]
+    streams = [torch.cuda.Stream() for _ in given]
+    torch.cuda.synchronize()
+    found: list[list[Tensor]] = [[] for _ in given]
+    for _ in range(50):
+        for x, stream, results in zip(given, streams, found, strict=True):
+            with torch.cuda.stream(stream):
+                results.append(captured(x))
+    torch.cuda.synchronize()
+    for results, right in zip(found, wanted, strict=True):
+        for result in results:
+            torch.testing.assert_close(result, right)
+
+
+@pytest.mark.gpu
 def test_a_function_that_waits_for_the_device_is_run_as_it_is(cuda: str, caplog: pytest.LogCaptureFixture) -> None:
     captured = Captured(lambda x: x * x.sum().item(), CudaGraphs(torch.device(cuda, 0)))
     x = torch.arange(4.0, device=cuda)
