@@ -107,10 +107,9 @@ class CudaGraphs:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._pools: dict[object, Any] = {}
-        # Where graphs are recorded, of each place another: cuBLAS has a workspace for each stream of recording, which
-        # graphs that run at the same time must not share.
-        self._beside: dict[object, torch.cuda.Stream] = {}
+        # Of each place, the memory of its graphs and where they are recorded: cuBLAS has a workspace for each stream of
+        # recording, which graphs that run at the same time must not share.
+        self._places: dict[object, tuple[Any, torch.cuda.Stream]] = {}
 
     def place(self) -> object:
         """The current stream of the device."""
@@ -122,13 +121,11 @@ class CudaGraphs:
         # the stream in any case: torch.cuda.graph leaves its own behind where recording fails
         with _recording, torch.cuda.device(self._device), torch.cuda.stream(here):
             function()
-            if place not in self._pools:
-                self._pools[place], self._beside[place] = (
-                    torch.cuda.graph_pool_handle(),
-                    torch.cuda.Stream(self._device),
-                )
-            graph, options = torch.cuda.CUDAGraph(), {"pool": self._pools[place], "stream": self._beside[place]}
+            if place not in self._places:
+                self._places[place] = torch.cuda.graph_pool_handle(), torch.cuda.Stream(self._device)
+            pool, beside = self._places[place]
+            graph = torch.cuda.CUDAGraph()
             # other threads may allocate memory meanwhile
-            with torch.cuda.graph(graph, **options, capture_error_mode="thread_local"):
+            with torch.cuda.graph(graph, pool=pool, stream=beside, capture_error_mode="thread_local"):
                 outputs = function()
             return graph.replay, outputs

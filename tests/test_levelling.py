@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from test_engine import CONFIGS, difference, random_net, some_passes
-from torch import Tensor
+from torch import Tensor, nn
 
 from ddn_fast import folding
 from ddn_fast.engine import FastDecoupledNet
@@ -58,12 +58,16 @@ def error(net: DecoupledNet) -> float:
     return float((found(net) - truth(net)).abs().mean())
 
 
+def encoder_convs(net: DecoupledNet) -> list[nn.Module]:
+    return [module for name, module in net.encoder.named_modules() if name.startswith("conv")]
+
+
 def scale_channels(net: DecoupledNet, spread: int, together: bool) -> None:
     """Multiply every channel between two convolutions by a power of two, and the weights that read it by its inverse
     or, `together`, by the same.
     """
     generator = torch.Generator().manual_seed(3)
-    encoder = [module for name, module in net.encoder.named_modules() if name.startswith("conv")]
+    encoder = encoder_convs(net)
     decoder = [module for name, module in net.decoder.named_modules() if name.startswith("deconv")]
     givers = [*encoder[:-1], net.bridge.fc6_deconv_bn, *decoder[1:-2:2]]
     takers = [(m, 1) for m in encoder[1:]] + [(m, 0) for m in decoder[::2]]
@@ -95,8 +99,7 @@ def test_large_channels_with_large_weights_stay_large(monkeypatch: pytest.Monkey
 
 def test_a_channel_that_nobody_reads_takes_no_accuracy_from_others() -> None:
     def change(net: DecoupledNet, bias: float) -> None:
-        convs = [module for name, module in net.encoder.named_modules() if name.startswith("conv")]
-        for giver, taker in itertools.pairwise(convs):
+        for giver, taker in itertools.pairwise(encoder_convs(net)):
             giver.bias[0] = bias
             taker.weight[:, 0] = 0
 
@@ -106,8 +109,7 @@ def test_a_channel_that_nobody_reads_takes_no_accuracy_from_others() -> None:
 
 def test_a_channel_that_is_a_constant_is_as_large_as_its_bias(monkeypatch: pytest.MonkeyPatch) -> None:
     def change(net: DecoupledNet) -> None:
-        convs = [module for name, module in net.encoder.named_modules() if name.startswith("conv")]
-        for giver, taker in itertools.pairwise(convs):
+        for giver, taker in itertools.pairwise(encoder_convs(net)):
             giver.weight[0] = 0
             giver.bias[0] = 2.0**14
             taker.weight[:, 0] /= 2.0**14
