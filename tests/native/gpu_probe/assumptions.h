@@ -39,6 +39,8 @@ DDN_GLOBAL void DDN_LAUNCH_BOUNDS(128, 1) product_kernel(const ProductLaunch p) 
   float sums[VALUES] = {};
   DDN_UNROLL
   for (int i = 0; i < 4; ++i) settle(left[i]);
+  DDN_UNROLL
+  for (int k = 0; k < VALUES; ++k) settle(sums[k]);  // or their zeros come after the fence
   fence_registers();
   begin_product<T>(sums, left,
                    descriptor_of(shared_offset(memory) + p.start, p.of_eight_values, p.of_eight_rows, p.swizzling));
