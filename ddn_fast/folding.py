@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from .config import STAGE_CONVS
 from .errors import NumericsError
 from .network import BN_EPS, BatchNorm, Bridge, DecoupledNet
-from .packing import conv3x3_layout, pack_conv3x3
+from .packing import Layout, conv3x3_layout, one_block, pack_conv3x3
 
 _MOST_LEVEL = 60.0  # binary exponent, so that nothing leaves bfloat16's range
 
@@ -159,10 +159,9 @@ def _pack(
 ) -> tuple[tuple[Stage, ...], Tensor]:
     """Stages that follow each other; and by what the first one's input channels ``[C]`` have to be multiplied.
 
-    Where products are of whole numbers a tile's largest input sets the unit of all its channels: one that is small, but
-    has large weights, would be lost in it. So every channel between two layers is multiplied by :func:`_level`, and the
-    next one's weights are divided by it. Powers of two: no other rounding changes; ReLU, pooling and unpooling let them
-    pass. `first`: how large the first one's channels are, None: an image's.
+    Every channel between two layers is multiplied by what :func:`_factor` says, and the next one's weights are divided
+    by it. Powers of two: no rounding of floats changes; ReLU, pooling and unpooling let them pass. `first`: how large
+    the first one's channels are, None: an image's.
     """
     wide = torch.promote_types(dtype, torch.float32)
     packed_dtype = dtype if dtype == torch.float16 else wide
@@ -176,7 +175,7 @@ def _pack(
             weight, size = layer.weight * factor[:, None, None, None], sizes.pop()
             biases.insert(0, _own(layer.bias * factor, wide))
             layout = conv3x3_layout(dtype, isa, weight.shape[1], pooled)
-            factor = _level(weight, size) if layout == "winograd_int16" else torch.ones_like(size)
+            factor = _factor(weight, size, layout, dtype)
             weights.insert(0, pack_conv3x3(weight / factor[:, None, None], layout, packed_dtype))
         packed.insert(0, Stage(weights, biases))
     return tuple(packed), factor
@@ -190,6 +189,21 @@ def _sizes(layers: list[_Layer], first: Tensor | None) -> list[Tensor]:
         varying = (layer.weight * sizes[-1][:, None, None]).square().sum((1, 2, 3))
         sizes.append((varying + layer.bias.square()).sqrt())
     return sizes
+
+
+def _factor(weight: Tensor, size: Tensor, layout: Layout, dtype: torch.dtype) -> Tensor:
+    """By what the inputs ``[C]`` of a layer are multiplied: powers of two.
+
+    Where products are of whole numbers a tile's largest input sets the unit of all its channels: one that is small, but
+    has large weights, would be lost in it. In float16 a channel that is large by itself would overflow: each is made
+    about 1, which leaves a factor of 65504 for what sizes do not tell.
+    """
+    if layout == "winograd_int16":
+        return _level(weight, size)
+    if dtype == torch.float16 and not one_block(weight.shape[1]):  # an image is as it is
+        exponent = torch.where(size > 0, -torch.frexp(size).exponent, 0)
+        return exponent.to(size).clamp(-_MOST_LEVEL, _MOST_LEVEL).exp2()
+    return torch.ones_like(size)
 
 
 def _level(weight: Tensor, size: Tensor) -> Tensor:

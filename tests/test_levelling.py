@@ -62,26 +62,31 @@ def encoder_convs(net: DecoupledNet) -> list[nn.Module]:
     return [module for name, module in net.encoder.named_modules() if name.startswith("conv")]
 
 
-def scale_channels(net: DecoupledNet, spread: int, together: bool) -> None:
-    """Multiply every channel between two convolutions by a power of two, and the weights that read it by its inverse
-    or, `together`, by the same.
+def scale_channels(net: DecoupledNet, draw: Callable[[Tensor], Tensor], together: bool) -> None:
+    """Multiply the channels between two convolutions by powers of two of the exponents drawn, and the weights that read
+    them by their inverse or, `together`, by the same.
     """
-    generator = torch.Generator().manual_seed(3)
     encoder = encoder_convs(net)
     decoder = [module for name, module in net.decoder.named_modules() if name.startswith("deconv")]
     givers = [*encoder[:-1], net.bridge.fc6_deconv_bn, *decoder[1:-2:2]]
     takers = [(m, 1) for m in encoder[1:]] + [(m, 0) for m in decoder[::2]]
     for giver, (taker, dim) in zip(givers, takers, strict=True):
-        factor = 2.0 ** torch.randint(-spread, spread + 1, giver.bias.shape, generator=generator)
+        factor = 2.0 ** draw(giver.bias)
         giver.weight.mul_(factor.view(-1, *[1] * (giver.weight.dim() - 1)))
         giver.bias.mul_(factor)
         read = factor if together else 1 / factor
         taker.weight.mul_(read.view(-1, 1, 1) if dim else read.view(-1, 1, 1, 1))
 
 
+def within(spread: int) -> Callable[[Tensor], Tensor]:
+    """Draws exponents of -spread to +spread."""
+    generator = torch.Generator().manual_seed(3)
+    return lambda like: torch.randint(-spread, spread + 1, like.shape, generator=generator)
+
+
 def test_small_channels_with_large_weights_count_as_much_as_others(monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither the size that training happened to leave a channel, nor that of its weights, is what counts."""
-    net, scaled = network(), network(lambda net: scale_channels(net, 8, together=False))
+    net, scaled = network(), network(lambda net: scale_channels(net, within(8), together=False))
     torch.testing.assert_close(truth(scaled), truth(net))
     assert torch.equal(found(scaled), found(net))
     levelled = error(scaled)
@@ -91,7 +96,7 @@ def test_small_channels_with_large_weights_count_as_much_as_others(monkeypatch: 
 
 def test_large_channels_with_large_weights_stay_large(monkeypatch: pytest.MonkeyPatch) -> None:
     """They are what the sums are made of, as in ImageNet's VGG-16; to enlarge them further would lose the others."""
-    net = network(lambda net: scale_channels(net, 2, together=True))
+    net = network(lambda net: scale_channels(net, within(2), together=True))
     levelled = error(net)
     monkeypatch.setattr(folding, "_level", unlevelled)
     assert levelled < 1.2 * error(net)
