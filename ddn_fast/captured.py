@@ -21,7 +21,9 @@ _recording = threading.Lock()  # one graph of the process at a time
 
 
 class Recorder(Protocol):
-    """Makes recordings of functions."""
+    """Makes recordings of functions, which may share memory with each other."""
+
+    lock: threading.Lock  # held from the copying of arguments to that of results, as one replay may spoil another's
 
     def place(self) -> object:
         """Where work goes now: recordings made at one place are not replayed at another."""
@@ -48,7 +50,6 @@ class Captured:
     def __init__(self, function: Callable[..., Any], recorder: Recorder, limit: int = MAX_RECORDINGS) -> None:
         self.function, self._recorder, self._limit = function, recorder, limit
         self._recordings: dict[object, _Recording] = {}
-        self._lock = threading.Lock()  # copies and the replay between them must not meet another thread's
 
     def __call__(self, *arguments: Any) -> Any:
         """As `function`."""
@@ -56,7 +57,7 @@ class Captured:
         if not any(tensor.numel() for tensor in given):
             return self.function(*arguments)
         key = self._recorder.place(), str(form), *((tuple(t.shape), t.dtype) for t in given)
-        with self._lock, torch.no_grad():
+        with self._recorder.lock, torch.no_grad():
             recording = self._recordings.get(key)
             if recording is None and len(self._recordings) < self._limit:
                 recording = self._record(given, form)
@@ -102,10 +103,11 @@ class CudaGraphs:
     """Records CUDA graphs on a device; those of one stream share memory for what lives only within a replay.
 
     Their results do, too: one graph's replay may overwrite what another's left. :class:`Captured` copies them out in
-    the same stream before anything else is replayed there.
+    the same stream before anything else is replayed there, by whichever thread.
     """
 
     def __init__(self, device: torch.device) -> None:
+        self.lock = threading.Lock()
         self._device = device
         # Of each place, the memory of its graphs and where they are recorded: cuBLAS has a workspace for each stream of
         # recording, which graphs that run at the same time must not share.

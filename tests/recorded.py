@@ -24,6 +24,7 @@ class Replays:
     """A recorder whose replays call the function again, by the same tensors, into the same results."""
 
     def __init__(self) -> None:
+        self.lock = threading.Lock()
         self.recorded = self.replayed = 0
 
     def place(self) -> object:
