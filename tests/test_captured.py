@@ -111,14 +111,18 @@ def test_an_error_of_the_function_itself_is_raised() -> None:
         captured(x)
 
 
+class OnePlace(Replays):
+    """All threads on one stream."""
+
+    def place(self) -> object:
+        return "here"
+
+
 def test_no_other_thread_replays_before_results_are_copied_out() -> None:
     """Not even another function of the recorder: recordings share memory."""
     waiting: list[threading.Thread] = []
 
-    class Interrupted(Replays):
-        def place(self) -> object:
-            return "here"
-
+    class Interrupted(OnePlace):
         def record(self, function: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
             replay, results = super().record(function)
 
@@ -133,17 +137,13 @@ def test_no_other_thread_replays_before_results_are_copied_out() -> None:
             return replay_and_meet_another, results
 
     recorder = Interrupted()
-    captured, other = Captured(work, recorder), Captured(lambda x, pair: work(x, pair), recorder)
+    captured, other = Captured(work, recorder), Captured(work, recorder)
     equal(captured(*arguments(3)), work(*arguments(3)))
     waiting[0].join()
     assert recorder.replayed == 2
 
 
 def test_threads_share_recordings_of_one_place() -> None:
-    class OnePlace(Replays):
-        def place(self) -> object:
-            return "here"
-
     recorder = OnePlace()
     captured = Captured(work, recorder)
     problems: list[BaseException] = []
