@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from ddn_fast.data.voc import VocFolder
 from ddn_fast.evaluate import confusion, intersection_over_union
-from ddn_fast.images import Array, as_image, load_mask, network_input, resize_matlab, write_atomic
+from ddn_fast.images import Array, as_image, load_mask, resize_matlab, write_atomic
 from ddn_fast.network import DecoupledNet
 from ddn_fast.plan import identify, plan_passes
 from ddn_fast.reference import pixel_scores
@@ -121,7 +121,7 @@ def compare(
 def look(net: DecoupledNet, image: Array) -> Oracle:
     """The plain formulas from input to scores at the image's size, in float64."""
     height, width = image.shape[:2]
-    scores, state = net.score_images(network_input(image, net.config.side)[None].double())
+    scores, state = net.score_images(net.network_input(image)[None].double())
     (labels,) = identify(scores)
     if not labels:
         return Oracle(np.zeros((height, width), np.uint8), np.full((height, width), np.inf), labels)

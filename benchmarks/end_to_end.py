@@ -32,7 +32,7 @@ from torch import Tensor
 
 from ddn_fast import reference
 from ddn_fast.config import NetConfig
-from ddn_fast.images import network_input, write_atomic
+from ddn_fast.images import write_atomic
 from ddn_fast.plan import passes_of
 
 CROP = (375, 500)  # height and width of most photographs in PASCAL VOC
@@ -111,7 +111,7 @@ class _Bench:
     def __init__(self, arguments: argparse.Namespace) -> None:
         config = QUICK if arguments.quick else NetConfig()
         self.crop = QUICK_CROP if arguments.quick else CROP
-        self.x = torch.stack([network_input(blobs(seed, self.crop), config.side) for seed in range(IMAGES)])
+        self.x = torch.stack([input_of(blobs(seed, self.crop), config.side) for seed in range(IMAGES)])
         self.model = networks.random_network(config, self.x[:2])
         self.arguments = arguments
 
@@ -126,6 +126,11 @@ class _Bench:
         chosen = [list(range(count)) for count in counts]
         x = self.x[: len(counts)]
         return lambda: rival(x, chosen, max(self.crop), self.crop)
+
+
+def input_of(image: np.ndarray, side: int) -> Tensor:
+    """The network's input ``[3,side,side]`` of an HxWx3 uint8 image."""
+    return reference.network_input(torch.from_numpy(image), side)
 
 
 def blobs(seed: int, size: tuple[int, int]) -> np.ndarray:

@@ -22,11 +22,11 @@ import machine
 import networks
 import timing
 import torch
-from end_to_end import CROP, QUICK, QUICK_CROP, blobs, show
+from end_to_end import CROP, QUICK, QUICK_CROP, blobs, input_of, show
 from torch import Tensor
 
 from ddn_fast.config import NetConfig
-from ddn_fast.images import network_input, write_atomic
+from ddn_fast.images import write_atomic
 from ddn_fast.plan import passes_of
 from ddn_fast.segmentation import Inputs
 
@@ -103,7 +103,7 @@ class Bench:
         config = QUICK if arguments.quick else NetConfig()
         self.crop = QUICK_CROP if arguments.quick else CROP
         images = max(len(counts) for name in arguments.scenarios for counts in SCENARIOS[name])
-        distinct = [network_input(blobs(seed, self.crop), config.side) for seed in range(min(images, 8))]
+        distinct = [input_of(blobs(seed, self.crop), config.side) for seed in range(min(images, 8))]
         self.x = torch.stack([distinct[k % len(distinct)] for k in range(images)])
         if self.on_cuda:
             self.x = self.x.pin_memory()

@@ -232,9 +232,11 @@ def gpu_steps(part: str, work: Path, left: float, alone: bool) -> Iterator[Step]
         ]
         yield Step("ops", command, seconds, results="ops-*.json")
     elif part == "end_to_end":
-        seconds = left if alone else 0.6 * left
+        seconds = left - 60 if alone else 0.5 * left
         command = [python, str(HERE / "end_to_end_cuda.py"), "--out", str(work), "--budget", f"{seconds - 15:.0f}"]
         yield Step("end_to_end", command, seconds, results="end_to_end-*.json")
+        command = [python, str(HERE / "predict.py"), "--device", "cuda", "--out", str(work), "--images", "128"]
+        yield Step("predict", command, 90, 1.0 if alone else 0.3, results="predict-*.json")
     elif part == "sanitize":
         every = [python, str(HERE / "gpu_every_op.py")]
         for tool, share in (("memcheck", 0.4), ("racecheck", 0.5), ("synccheck", 0.8)):
@@ -282,6 +284,9 @@ def smoke_steps(part: str, work: Path, left: float, alone: bool) -> Iterator[Ste
     results = {"ops": "ops-*.json", "end_to_end": "end_to_end-*.json"}
     name = "memcheck" if part == "sanitize" else part
     yield Step(name, commands[part], 300, results=results.get(part), environment={"GLIBC_TUNABLES": ""})
+    if part == "end_to_end":
+        command = [python, str(HERE / "predict.py"), *quick, "--threads", "1"]
+        yield Step("predict", command, 300, results="predict-*.json", environment={"GLIBC_TUNABLES": ""})
 
 
 def run_step(command: list[str], environment: dict[str, str], limit: float, log: Path) -> dict[str, Any]:

@@ -27,8 +27,8 @@ def text(report: dict[str, Any]) -> str:
     lines = [f"{machine.get('gpu')}, torch {machine.get('torch')}, {machine.get('nvcc')}, commit {report['commit']}"]
     results = report.get("results", {})
     # where not all of it comes back it is the end that does
-    for part in (_ops(results.get("ops")), _network(results.get("end_to_end_cuda")), _profile(results.get("profile")),
-                 _failed(report), _steps(report), _targets(results)):  # fmt: skip
+    for part in (_ops(results.get("ops")), _network(results.get("end_to_end_cuda")), _predict(results.get("predict")),
+                 _profile(results.get("profile")), _failed(report), _steps(report), _targets(results)):  # fmt: skip
         lines += part
     return "\n".join(lines)[-11_000:]
 
@@ -138,6 +138,16 @@ def _network(report: dict[str, Any] | None) -> list[str]:
                 agreement = "" if row["agreement"] is None else f"{row['agreement']:.2%}"
                 rate = f"{row['images_s']:9.1f} {row['ms']:9.3f} ms"
                 found.append(f"  {name:26s} {rate} {agreement:>8s} {row['peak_mib']:9.0f} MiB")
+    return found
+
+
+def _predict(report: dict[str, Any] | None) -> list[str]:
+    if not report:
+        return []
+    found = ["", "from files to masks: images/s, ms of CPU an image"]
+    found += [
+        f"  {row['network']:14s} {row['way']:34s} {row['images_s']:9.1f} {row['cpu_ms']:8.2f}" for row in report["rows"]
+    ]
     return found
 
 

@@ -1,4 +1,4 @@
-"""Pooling, unpooling and their gradient at the network's shapes, and the merge of score maps into labels."""
+"""An image on its way in, pooling, unpooling and their gradient at the network's shapes, score maps to labels."""
 
 from __future__ import annotations
 
@@ -22,12 +22,14 @@ POOLING = ("max_pool2x2", "max_unpool2x2", "gather2x2")
 
 
 def groups(setting: Setting, only: list[str]) -> Iterator[partial[Group]]:
-    """Of the ops named: pooling in each shape and dtype, merge_scores for some numbers of labels."""
+    """Of the ops named: pooling in each shape and dtype, one image, merge_scores for some numbers of labels."""
     shapes = (Shape(2, 3, 16, 8, 8),) if setting.quick else NETWORK_SHAPES
     for dtype in setting.dtypes:
         for op in (op for op in POOLING if op in only):
             for shape in shapes:
                 yield partial(pooling_group, setting, op, shape, dtype)
+    if "network_input" in only:
+        yield partial(input_group, setting)
     for labels in (1, 3, 5) if "merge_scores" in only else []:
         yield partial(merge_group, setting, labels)
 
@@ -71,6 +73,26 @@ def _indices(switches: Tensor, shape: Shape) -> Tensor:
     rows = 2 * torch.arange(position.shape[2])[:, None] + position // 2
     columns = 2 * torch.arange(position.shape[3]) + position % 2
     return stock.channels_last(rows * shape.width + columns)
+
+
+def input_group(setting: Setting) -> Group:
+    """``network_input`` of one image of IMAGE's size against its plain formula and torch's float32."""
+    side, (height, width) = setting.config.side, IMAGE
+    noise = random(height, width, 3, seed=0)
+    arguments = ((128 + 40 * noise).clamp(0, 255).to(torch.uint8), side)
+    taps = -(-2 * width // side)  # along each axis, of a triangle that is stretched by width / side
+    group = Group(
+        "network_input",
+        f"{height}x{width} to {side}x{side}",
+        torch.float32,
+        flops=2 * 3 * taps * (side * width + side * side),
+        moved=size_of(arguments[0]) + 4 * 3 * side * side,
+        truth=lambda: reference.network_input(*arguments).double(),
+    )
+    group.rivals += setting.ours("network_input", torch.float32, lambda: arguments)
+    group.rivals.append(Rival("plain formula", lambda: reference.network_input(*arguments)))
+    group.rivals.append(Rival("F.embedding_bag", lambda: stock.network_input(*arguments)))
+    return group
 
 
 def merge_group(setting: Setting, labels: int) -> Group:

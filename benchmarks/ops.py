@@ -144,7 +144,7 @@ def all_groups(setting: Setting, only: list[str]) -> Iterator[partial[Group]]:
     sources = {
         groups_conv: [op for op in reference.OPS if op.startswith("conv3x3")],
         groups_head: ["dense", "class_gate"],
-        groups_maps: [*groups_maps.POOLING, "merge_scores"],
+        groups_maps: ["network_input", *groups_maps.POOLING, "merge_scores"],
         groups_training: list(groups_training.OPS),
     }
     for source, names in sources.items():

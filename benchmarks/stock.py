@@ -11,6 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ddn_fast.config import MEAN_BGR
+from ddn_fast.images import resize_matlab
+
 
 def on_cuda(x: Tensor) -> bool:
     """Whether x is on a CUDA device, so that its libraries are the rivals."""
@@ -82,6 +85,13 @@ def gather(x: Tensor, index: Tensor, image_of_pass: Tensor) -> Tensor:
     """Pick the values of x ``[P,C,H,W]`` at the indices ``[B,C,h,w]``: the gradient of unpooling."""
     picked = index[image_of_pass]
     return x.flatten(2).gather(2, picked.flatten(2)).view(picked.shape)
+
+
+def network_input(image: Tensor, side: int) -> Tensor:
+    """An image ``[H,W,3]`` uint8 in the network's form ``[3,S,S]``: MATLAB's filter as torch's sums of rows."""
+    height, width = image.shape[:2]
+    x = F.pad(image.permute(2, 0, 1).flip(0).float(), (0, max(height, width) - width, 0, max(height, width) - height))
+    return resize_matlab(x, (side, side), "bilinear") - torch.tensor(MEAN_BGR, device=x.device)[:, None, None]
 
 
 def merge(difference: Tensor, classes: int, square: int, crop: tuple[int, int]) -> Tensor:

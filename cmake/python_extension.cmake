@@ -17,8 +17,8 @@ find_package(pybind11 CONFIG REQUIRED)
 
 # A library of its own: torch ships a pybind11 that module.cpp must not find.
 add_library(ddn_ops OBJECT csrc/torch/ops_conv3x3.cpp csrc/torch/ops_dense.cpp
-                           csrc/torch/ops_merge.cpp csrc/torch/ops_pooling.cpp
-                           csrc/torch/ops_training.cpp)
+                           csrc/torch/ops_input.cpp csrc/torch/ops_merge.cpp
+                           csrc/torch/ops_pooling.cpp csrc/torch/ops_training.cpp)
 target_include_directories(ddn_ops SYSTEM PRIVATE ${torch_dir}/include)
 target_compile_definitions(ddn_ops PRIVATE TORCH_TARGET_VERSION=0x020b000000000000 TORCH_STABLE_ONLY)
 target_compile_options(ddn_ops PRIVATE -Wall -Wextra)

@@ -9,6 +9,9 @@ struct CUstream_st;
 
 namespace ddn::cpu {
 
+// On the caller's thread alone: images are prepared beside each other.
+void network_input(const NetworkInputParams& p);
+
 // Each computes pooled rows [row_begin, row_end) of the images*h (passes*h) there are; the caller shares rows out among
 // threads.
 void max_pool2x2(const MaxPool2x2Params& p, int64_t row_begin, int64_t row_end);

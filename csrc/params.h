@@ -17,6 +17,15 @@ DDN_HOST_DEVICE constexpr int64_t half_up(int64_t n) {
   return n / 2 + n % 2;
 }
 
+struct NetworkInputParams {
+  const uint8_t* image;  // [H,W,3] red, green, blue
+  void* y;               // [3,S,S] blue, green, red
+  Dtype dtype;           // of y: float32 or bfloat16
+  int64_t height;        // H
+  int64_t width;         // W
+  int64_t side;          // S
+};
+
 struct MaxPool2x2Params {
   const void* x;      // [B,H,W,C]
   void* y;            // [B,h,w,C]

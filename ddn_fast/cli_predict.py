@@ -18,10 +18,12 @@ from tqdm import tqdm
 from .errors import DDNError, InputError
 from .images import IMAGE_SUFFIXES, save_image, write_atomic
 from .segmentation import Segmentation, Segmenter
+from .threads import in_order
 
 RECORDS = "scores.jsonl"
 MASKS = "masks"
 OVERLAYS = "overlays"
+AHEAD = 16  # results whose pictures may be on their way to the disk
 MAX_NAME_BYTES = 255  # of a file's name, on every common file system
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # no other image could be written either
 
@@ -73,12 +75,20 @@ def predict(
         write_atomic(out / RECORDS, b"")
     todo = [path for path in paths if _key(path) not in done]
     summary = Summary(skipped=len(paths) - len(todo))
+    # the network goes on while pictures are drawn and written
+    jobs = ((result, path, names.take(path.stem)) for path, result in zip(todo, results, strict=True))
+
+    def write(job: tuple[Segmentation, Path, str]) -> dict[str, Any]:
+        return _write(*job, out, overlays)
+
     with (
         (out / RECORDS).open("ab", buffering=0) as file,
-        tqdm(results, total=len(todo), desc="predict", unit="image", disable=not progress) as bar,
+        contextlib.closing(
+            in_order(write, jobs, threads=model.runtime.host_threads, ahead=AHEAD, early=True)
+        ) as written,
+        tqdm(written, total=len(todo), desc="predict", unit="image", disable=not progress) as bar,
     ):
-        for path, result in zip(todo, bar, strict=True):
-            record = _write(result, path, names.take(path.stem), out, overlays)
+        for record in bar:
             file.write(_line(record))
             if "error" in record:
                 summary.failed += 1

@@ -22,7 +22,7 @@ from .data.voc import VocFolder
 from .drawing import PAPER, cell, overlay, sheet
 from .errors import DDNError
 from .evaluate import Evaluation, evaluate
-from .images import network_input, resize_matlab, save_image, write_atomic
+from .images import resize_matlab, save_image, write_atomic
 from .network import DecoupledNet
 from .plan import identify, plan_passes
 from .training.classifier import train_classifier
@@ -113,7 +113,7 @@ def class_maps(model: DecoupledNet, image: Picture) -> list[tuple[str, float, ND
     """Name, score and foreground probability ``[H,W]`` of each class identified in an image ``[H,W,3]`` uint8 RGB."""
     height, width = image.shape[:2]
     with torch.inference_mode():
-        scores, state = model.score_images(network_input(image, model.config.side)[None])
+        scores, state = model.score_images(model.network_input(image)[None])
         passes = plan_passes(scores, identify(scores))
         if not len(passes):
             return []

@@ -26,9 +26,9 @@ def overlay(image: Array, mask: Array, legend: Sequence[tuple[int, str]] = (), o
     image = as_image(image)
     if mask.dtype != np.uint8 or mask.shape != image.shape[:2]:
         raise InputError(f"mask: wanted uint8 {list(image.shape[:2])}, got {mask.dtype} {list(mask.shape)}")
-    colours = voc_palette()[mask]
-    painted = image.astype(np.float32) * (1 - opacity) + colours.astype(np.float32) * opacity
-    result = np.where(mask[..., None] > 0, (painted + 0.5).astype(np.uint8), image)
+    colours = cv2.LUT(cv2.merge([mask, mask, mask]), voc_palette()[None])
+    result = np.array(image, order="C")
+    cv2.copyTo(cv2.addWeighted(result, 1 - opacity, colours, opacity, 0), mask, result)
     result[_outline(mask)] = 255
     return _draw_legend(result, mask, legend) if legend else result
 

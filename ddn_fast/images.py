@@ -16,6 +16,7 @@ import struct
 from pathlib import Path
 from typing import Any, Literal
 
+import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -33,7 +34,6 @@ from PIL import (  # the plugins: each enters its format into Image.OPEN
 )
 from torch import Tensor
 
-from .config import MEAN_BGR
 from .errors import DataError, ImageError, InputError
 
 Kernel = Literal["bilinear", "bicubic"]
@@ -235,12 +235,15 @@ def resize_matlab(x: Tensor, size: tuple[int, int], kernel: Kernel, crop: tuple[
             x = x.narrow(axis - 2, 0, crop[axis])
         else:
             index, weight = resize_taps(size_in, size[axis], kernel)
-            x = _weighted_rows(x.movedim(axis - 2, 0), index[: crop[axis]], weight[: crop[axis]]).movedim(0, axis - 2)
+            x = weighted_rows(x.movedim(axis - 2, 0), index[: crop[axis]], weight[: crop[axis]]).movedim(0, axis - 2)
     return x.contiguous()
 
 
-def _weighted_rows(x: Tensor, index: NDArray[np.int64], weight: NDArray[np.float64]) -> Tensor:
-    """``y[i] = sum_t weight[i,t] * x[index[i,t]]`` over the first axis of x; embedding_bag is exactly this sum."""
+def weighted_rows(x: Tensor, index: NDArray[np.int64], weight: NDArray[np.float64]) -> Tensor:
+    """``y[i] = sum_t weight[i,t] * x[index[i,t]]`` over the first axis of x; embedding_bag is exactly this sum.
+
+    index and weight ``[outputs,taps]``, as :func:`resize_taps` gives them.
+    """
     rows = F.embedding_bag(
         torch.tensor(index, device=x.device),
         x.reshape(len(x), -1),
@@ -248,56 +251,6 @@ def _weighted_rows(x: Tensor, index: NDArray[np.int64], weight: NDArray[np.float
         mode="sum",
     )
     return rows.view(len(index), *x.shape[1:])
-
-
-def network_input(image: Array, side: int) -> Tensor:
-    """The network's input ``[3,side,side]`` float32 from an HxWx3 uint8 RGB image (SPEC section 1).
-
-    Zero padding at the bottom and right to a square, MATLAB's bilinear resize, B, G, R, minus MEAN_BGR. Sums are
-    float32, within 1e-4 grey levels of MATLAB's double (measured: 6e-5).
-    """
-    image = as_image(image)
-    height, width = image.shape[:2]
-    index, weight = resize_taps(max(height, width), side, "bilinear")
-    # Padding is zeros, so a tap that falls into it adds nothing: the square itself is never made.
-    row_index, row_weight = np.minimum(index, height - 1), np.where(index < height, weight, 0.0)
-    rows = torch.empty(side, 3, width, dtype=torch.float32, device="cpu")
-    step = 32  # so that only a band of a large image is ever held in float32
-    for start in range(0, side, step):
-        band = slice(start, start + step)
-        low, high = int(row_index[band].min()), int(row_index[band].max()) + 1
-        source = np.empty((high - low, 3, width), np.float32)
-        for channel in range(3):  # the planes of a row side by side: long runs to add up
-            source[:, channel] = image[low:high, :, 2 - channel]
-        rows[band] = _weighted_rows(torch.from_numpy(source), row_index[band] - low, row_weight[band])
-    x = torch.zeros(side, 3, side, dtype=torch.float32, device="cpu")
-    for start, low, matrix in _resize_matrices(max(height, width), side, width):
-        source_columns = rows.view(-1, width)[:, low : low + matrix.shape[0]]
-        torch.mm(source_columns, matrix, out=x.view(-1, side)[:, start : start + matrix.shape[1]])
-    mean = torch.tensor(MEAN_BGR, dtype=torch.float32, device="cpu")[:, None, None]
-    return torch.sub(x.transpose(0, 1), mean, out=torch.empty(3, side, side, dtype=torch.float32, device="cpu"))
-
-
-@functools.lru_cache(maxsize=16)
-def _resize_matrices(size_in: int, size_out: int, used: int) -> tuple[tuple[int, int, Tensor], ...]:
-    """The bilinear table of :func:`resize_taps` as matrices, each for a few neighbouring outputs.
-
-    Returns (first output, first input, matrix ``[inputs,outputs]`` float32); inputs from `used` on are zeros and left
-    out. A product with each reads rows along their memory, where a sum by taps would have to transpose them twice.
-    """
-    index, weight = resize_taps(size_in, size_out, "bilinear")
-    matrices = []
-    step = 16
-    for start in range(0, size_out, step):
-        here = index[start : start + step]
-        output, tap = np.nonzero(here < used)
-        if len(output):
-            source = here[output, tap]
-            low = int(source.min())
-            matrix = np.zeros((int(source.max()) + 1 - low, len(here)))
-            np.add.at(matrix, (source - low, output), weight[start + output, tap])
-            matrices.append((start, low, torch.from_numpy(matrix).float()))
-    return tuple(matrices)
 
 
 @functools.lru_cache(maxsize=1)
@@ -327,15 +280,16 @@ def save_mask(mask: Array, path: str | Path) -> None:
 def save_image(image: Array, path: str | Path) -> None:
     """Write an HxWx3 uint8 RGB image as JPEG or PNG, by the suffix; whole or not at all."""
     path = Path(path)
-    data = io.BytesIO()
-    picture = Image.fromarray(as_image(image))
-    if path.suffix.lower() in (".jpg", ".jpeg"):
-        picture.save(data, "JPEG", quality=93, subsampling=0)
-    elif path.suffix.lower() == ".png":
-        picture.save(data, "PNG")
-    else:
+    suffix = path.suffix.lower()
+    if suffix not in (".jpg", ".jpeg", ".png"):
         raise InputError(f"{path}: wanted a name ending in .jpg, .jpeg or .png")
-    write_atomic(path, data.getvalue())
+    # OpenCV lets go of the GIL while it encodes; without options that a format does not have
+    full_colour = [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
+    options = [] if suffix == ".png" else [cv2.IMWRITE_JPEG_QUALITY, 93, *full_colour]
+    written, data = cv2.imencode(suffix, cv2.cvtColor(as_image(image), cv2.COLOR_RGB2BGR), options)
+    if not written:
+        raise InputError(f"{path}: OpenCV cannot write such a file")
+    write_atomic(path, data.tobytes())
 
 
 def write_atomic(path: str | Path, data: bytes, durable: bool = False) -> None:

@@ -57,7 +57,7 @@ def collect() -> dict[str, Any]:
         "versions": {name: _version(*candidates) for name, candidates in _DISTRIBUTIONS.items()},
         "build": build,
         "cpu": {
-            "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+            "cores": cores(),
             "threads": torch.get_num_threads(),
             "features": native.cpu_features() if native else None,
             "isa": cpu_isa(),
@@ -95,6 +95,11 @@ def text() -> str:
     lines += [("missing", sentence) for sentence in info["missing"]]
     width = max(len(label) for label, _ in lines) + 2
     return "\n".join(f"{label:<{width}}{value}" for label, value in lines)
+
+
+def cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def cpu_isa() -> str | None:

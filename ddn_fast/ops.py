@@ -33,7 +33,7 @@ except ImportError as error:
         "and builds CUDA kernels too where nvcc is found."
     ) from error
 
-from . import dense_ops, training_ops, training_ops_cuda
+from . import dense_ops, reference, training_ops, training_ops_cuda
 from .dense_ops import check_float, check_shape, dense, dense_outer
 from .training_ops import (
     deconv3x3_moments,
@@ -45,6 +45,7 @@ from .training_ops import (
 )
 
 __all__ = [  # noqa: RUF022  in the order of reference.OPS
+    "network_input",
     "max_pool2x2",
     "max_unpool2x2",
     "gather2x2",
@@ -64,6 +65,17 @@ __all__ = [  # noqa: RUF022  in the order of reference.OPS
 ]
 
 _Context = Any  # torch's autograd context has no public type
+
+
+def network_input(image: Tensor, side: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """The network's input ``[3,side,side]`` from an image (SPEC section 1).
+
+    image ``[H,W,3]`` uint8, red, green, blue. Zero padding at the bottom and right to a square, MATLAB's bilinear
+    resize, blue before red, minus MEAN_BGR. Sums are float64, so that constant areas stay constant, rounded to float32
+    and from there to `dtype`, float32 or bfloat16. Runs on the caller's thread alone and lets go of the GIL: threads
+    prepare images beside each other.
+    """
+    return torch.ops.ddn_fast.network_input.default(image, side, dtype)
 
 
 def max_pool2x2(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -207,6 +219,32 @@ def _check_stage_dtype(op: str, x: Tensor) -> None:
     if x.is_cuda:
         wanted, names = (torch.bfloat16, torch.float16), "BFloat16 or Half on CUDA"
     torch._check(x.dtype in wanted, lambda: f"{op}: x must be {names}, got {x.dtype}")
+
+
+def _check_image(image: Tensor, side: int, dtype: torch.dtype) -> None:
+    op = "network_input"
+    torch._check(image.dtype == torch.uint8, lambda: f"{op}: image must be Byte, got {image.dtype}")
+    torch._check(
+        image.dim() == 3 and image.shape[0] > 0 and image.shape[1] > 0 and image.shape[2] == 3,
+        lambda: f"{op}: image must be [H,W,3] with H and W at least 1, got {list(image.shape)}",
+    )
+    torch._check(side > 0, lambda: f"{op}: side must be at least 1, got {side}")
+    torch._check(
+        dtype in (torch.float32, torch.bfloat16), lambda: f"{op}: dtype must be Float or BFloat16, got {dtype}"
+    )
+
+
+@torch.library.register_fake("ddn_fast::network_input")
+def _network_input_fake(image: Tensor, side: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    _check_image(image, side, dtype)
+    return image.new_empty(3, side, side, dtype=dtype)
+
+
+@torch.library.register_kernel("ddn_fast::network_input", "cuda")
+def _network_input_cuda(image: Tensor, side: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    # images are decoded on the host, and prepared there; where one is on the device already, torch's own ops do it
+    _check_image(image, side, dtype)
+    return reference.network_input(image, side, dtype)
 
 
 @torch.library.register_fake("ddn_fast::max_pool2x2")
@@ -393,7 +431,7 @@ dense_ops.register()
 training_ops.register()
 training_ops_cuda.register()
 for _op in (
-    *("conv3x3", "conv3x3_max_pool2x2", "conv3x3_score", "class_gate", "merge_scores"),
+    *("network_input", "conv3x3", "conv3x3_max_pool2x2", "conv3x3_score", "class_gate", "merge_scores"),
     *("deconv3x3_moments_backward", "deconv3x3_moments_backward_score"),
     *("seg_score_backward", "seg_score_backward_vectors"),
 ):

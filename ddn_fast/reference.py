@@ -7,15 +7,21 @@ uint8, channel ``c`` in bits ``2*(c%4)`` of byte ``c//4``, value ``2*dy + dx`` o
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.grad import conv2d_weight
 
-from .images import resize_matlab
+from .config import MEAN_BGR
+from .images import resize_matlab, resize_taps, weighted_rows
 from .packing import unpack_conv3x3
 
+_Table = tuple[NDArray[np.int64], NDArray[np.float64]]
+
 OPS = (  # those with a fused twin in ddn_fast.ops
+    "network_input",
     "max_pool2x2",
     "max_unpool2x2",
     "gather2x2",
@@ -33,6 +39,31 @@ OPS = (  # those with a fused twin in ddn_fast.ops
     "seg_score_backward",
     "seg_score_backward_vectors",
 )
+
+
+def network_input(image: Tensor, side: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """The network's input ``[3,side,side]`` from an image (SPEC section 1).
+
+    image ``[H,W,3]`` uint8, red, green, blue. Zero padding at the bottom and right to a square, MATLAB's bilinear
+    resize, blue before red, minus MEAN_BGR, all in float64; rounded to float32, and from there to `dtype`. The square
+    is not made: taps in the padding add nothing. Rows of the result come in bands, so that no more of a large image is
+    ever held in float64.
+    """
+    height, width = image.shape[:2]
+    index, weight = resize_taps(max(height, width), side, "bilinear")
+    bands = []
+    for first in range(0, side, 32):
+        rows, of_rows = _within(index[first : first + 32], weight[first : first + 32], height)
+        low, high = int(rows.min()), int(rows.max()) + 1
+        bands.append(weighted_rows(image[low:high].double(), rows - low, of_rows))
+    y = weighted_rows(torch.cat(bands).transpose(0, 1), *_within(index, weight, width))  # [S,S,3], columns first
+    mean = torch.tensor(MEAN_BGR, dtype=torch.float64, device=image.device)
+    return (y.permute(2, 1, 0).flip(0) - mean[:, None, None]).float().to(dtype).contiguous()
+
+
+def _within(index: NDArray[np.int64], weight: NDArray[np.float64], size: int) -> _Table:
+    """A resize's table where the signal ends at `size` and zeros follow."""
+    return np.minimum(index, size - 1), np.where(index < size, weight, 0.0)
 
 
 def pack_switches(position: Tensor) -> Tensor:

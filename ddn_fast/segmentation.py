@@ -2,9 +2,10 @@
 
     image -> network_input -> scores -> plan_passes -> score_passes -> merge_scores -> Segmentation
 
-Images are decoded ahead by a few threads, passes run in bounded groups, results come in order: neither a million images
-nor twenty labels in one of them need more memory than a handful. Where a device works on its own, the next batch is
-encoded while the scores of this one are read, and label maps are waited for when the next passes are on their way.
+Threads of their own decode images ahead, passes run in bounded groups, results come in order: neither a million
+images nor twenty labels in one of them need more memory than a handful. Where a device works on its own, the next
+batch is encoded while the scores of this one are read, and label maps are waited for when the next passes are on their
+way.
 """
 
 from __future__ import annotations
@@ -13,13 +14,13 @@ import contextlib
 import itertools
 import os
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
+import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -29,15 +30,15 @@ from . import reference
 from .config import NetConfig
 from .drawing import overlay
 from .errors import ImageError, InputError, NumericsError
-from .images import Array, as_image, network_input, save_mask
+from .images import Array, as_image, save_mask
 from .labels import Labels, pair_labels
 from .plan import Passes, identify, passes_of, plan_passes
 from .runtime import Runtime
+from .threads import in_order
 
 Source = str | Path | NDArray[Any]
 
 MAX_PASSES = 16  # how many passes run through the decoder together, where the runtime names no other number
-_DECODERS = 2  # threads that read images ahead of the network
 
 
 class Label(NamedTuple):
@@ -95,7 +96,7 @@ class _Item(NamedTuple):
     source: Source
     chosen: list[int] | None  # class indices the caller named
     size: tuple[int, int]  # height, width
-    x: Tensor | None  # [3,S,S]
+    x: Tensor | None  # [3,S,S] float32 or bfloat16
     error: ImageError | NumericsError | None
 
 
@@ -140,7 +141,20 @@ class Segmenter:
     """Mixin for a network that can score images and passes; gives it :meth:`segment`."""
 
     config: NetConfig
+    ops: Any = reference  # or the compiled ones
     runtime: Runtime = Runtime()
+
+    def network_input(self, image: Source) -> Tensor:
+        """The network's input ``[3,S,S]`` float32, on the host, of one image (SPEC section 1).
+
+        image: a path or an HxWx3 uint8 RGB array. Raises ImageError as :func:`ddn_fast.images.as_image` does.
+        """
+        return self._input_of(as_image(image), torch.float32)
+
+    def _input_of(self, image: Array, dtype: torch.dtype) -> Tensor:
+        if not (image.flags.c_contiguous and image.flags.writeable):  # torch would refuse it, or warn
+            image = image.copy()
+        return self.ops.network_input(torch.from_numpy(image), self.config.side, dtype)
 
     def input_like(self) -> Tensor:
         """A tensor whose device and dtype the network's input must have."""
@@ -221,18 +235,17 @@ class Segmenter:
     def _segment_pairs(
         self, pairs: Iterator[tuple[Source, list[int] | None]], threshold: float, batch_size: int, keep: bool
     ) -> Iterator[Segmentation]:
-        items = _decode_ahead(pairs, self.config.side, ahead=2 * batch_size)
+        items = in_order(self._decode, pairs, threads=self.runtime.host_threads, ahead=2 * batch_size)
         waiting: deque[list[_Item]] = deque()  # batches whose results are not there yet
 
         def inputs() -> Iterator[Inputs]:
             while batch := list(itertools.islice(items, batch_size)):
                 waiting.append(batch)
                 good = [item for item in batch if item.x is not None]
+                sizes, chosen = [item.size for item in good], [item.chosen for item in good]
                 x = [item.x for item in good if item.x is not None]
                 empty = torch.empty(0, 3, self.config.side, self.config.side, device="cpu")
-                yield Inputs(
-                    torch.stack(x) if x else empty, [item.size for item in good], [item.chosen for item in good]
-                )
+                yield Inputs(self.runtime.stack(x) if x else empty, sizes, chosen)
 
         with contextlib.closing(items):
             for found in self.run(inputs(), threshold):
@@ -242,6 +255,16 @@ class Segmenter:
                     if result.error is not None and not keep:
                         raise result.error
                     yield result
+
+    def _decode(self, pair: tuple[Source, list[int] | None]) -> _Item:
+        source, chosen = pair
+        try:
+            image = as_image(source)
+            # rounded here, by many threads, where the network takes bfloat16
+            dtype = torch.bfloat16 if self.input_like().dtype == torch.bfloat16 else torch.float32
+            return _Item(source, chosen, (image.shape[0], image.shape[1]), self._input_of(image, dtype), None)
+        except ImageError as error:
+            return _Item(source, chosen, (0, 0), None, error)
 
     def _start(self, inputs: Inputs) -> _Started:
         with torch.inference_mode(), self.inferring():
@@ -299,10 +322,12 @@ class Segmenter:
             )
             return self._failed(item._replace(error=error))
         names = self.config.classes
-        lookup = np.array([0, *(index + 1 for index in found.classes)], np.uint8)
+        lookup = np.zeros(256, np.uint8)
+        lookup[1 : 1 + len(found.classes)] = [index + 1 for index in found.classes]
         labels = tuple(Label(names[index], float(found.scores[index])) for index in found.classes)
         scores = found.scores.numpy().astype(np.float32)
-        return Segmentation(item.source, lookup[found.label_map.numpy()], labels, scores, names)
+        mask = np.asarray(cv2.LUT(found.label_map.numpy(), lookup), np.uint8)
+        return Segmentation(item.source, mask, labels, scores, names)
 
     def _failed(self, item: _Item) -> Segmentation:
         scores = np.full(self.config.num_classes, np.nan, np.float32)
@@ -351,28 +376,3 @@ def _is_one_image(images: Any) -> bool:
 def source_name(source: Any) -> str:
     """What messages call an image: its path, or "image" for an array."""
     return str(source) if isinstance(source, str | os.PathLike) else "image"
-
-
-def _decode(source: Source, chosen: list[int] | None, side: int) -> _Item:
-    try:
-        image = as_image(source)
-        return _Item(source, chosen, (image.shape[0], image.shape[1]), network_input(image, side), None)
-    except ImageError as error:
-        return _Item(source, chosen, (0, 0), None, error)
-
-
-def _decode_ahead(
-    pairs: Iterator[tuple[Source, list[int] | None]], side: int, ahead: int
-) -> Generator[_Item, None, None]:
-    """Decoded images in order, with at most `ahead` of them waiting."""
-    waiting: deque[Future[_Item]] = deque()
-    pool = ThreadPoolExecutor(_DECODERS, thread_name_prefix="ddn-decode")
-    try:
-        for source, chosen in pairs:
-            waiting.append(pool.submit(_decode, source, chosen, side))
-            if len(waiting) > ahead:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)

@@ -174,6 +174,19 @@ class ClassGate(NamedTuple):
         )
 
 
+class NetworkInput(NamedTuple):
+    """An image of H x W, resized to S x S of the dtype asked for."""
+
+    height: int
+    width: int
+    side: int
+
+    def __call__(self, dtype: torch.dtype) -> tuple:
+        generator = torch.Generator().manual_seed(self.height)
+        shape = (self.height, self.width, 3)
+        return torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8), self.side, dtype
+
+
 class MergeScores(NamedTuple):
     """K classes on S x S, resized to `square`, cropped to h x w."""
 
@@ -311,6 +324,16 @@ WINOGRAD = ("deconv3x3_moments", "deconv3x3_moments_backward", "deconv3x3_moment
 
 # op to its cases, each of which makes its arguments in a dtype; the first one is small and has whole and cut blocks
 CASES: dict[str, tuple[Callable[[torch.dtype], tuple], ...]] = {
+    "network_input": (
+        NetworkInput(37, 50, 32),
+        NetworkInput(50, 37, 64),
+        NetworkInput(64, 64, 64),
+        NetworkInput(5, 3, 64),
+        NetworkInput(1, 1, 8),
+        NetworkInput(300, 7, 32),
+        NetworkInput(7, 1000, 3),
+        NetworkInput(2, 2, 1),
+    ),
     "conv3x3": _STAGES,
     "conv3x3_max_pool2x2": _STAGES,
     "conv3x3_score": tuple(stage.scored for stage in _STAGES),
@@ -365,7 +388,10 @@ def dtypes_of(op: str) -> tuple[torch.dtype, ...]:
     """What the op takes."""
     if op in INPUTS:
         return DTYPES
-    special = {"merge_scores": (torch.float32, torch.float64), "dense_outer": (torch.float32,)}
+    special = {
+        "merge_scores": (torch.float32, torch.float64),
+        "dense_outer": (torch.float32,),
+    }
     return special.get(op, INFERENCE_DTYPES)
 
 

@@ -16,6 +16,7 @@ import machine
 import networks
 import ops as op_benchmark
 import plain_training
+import predict
 import pytest
 import stock
 import timing
@@ -98,7 +99,7 @@ def test_every_network_is_measured_in_every_scenario(tmp_path: Path, monkeypatch
 
 @torch.no_grad()
 def test_the_best_stock_network_is_the_plain_one() -> None:
-    x = torch.stack([end_to_end.network_input(end_to_end.blobs(seed, (60, 80)), 64) for seed in range(3)])
+    x = torch.stack([end_to_end.input_of(end_to_end.blobs(seed, (60, 80)), 64) for seed in range(3)])
     model = networks.random_network(end_to_end.QUICK, x)
     twin = StockNetwork(model, torch.float32, compiled=False)  # compiling takes longer than all other tests here
     scores, state = twin.score_images(x)
@@ -256,6 +257,14 @@ def test_loading_is_measured_for_both_stages_with_and_without_kept_images(tmp_pa
         for cached in (False, True)
     }
     assert all(0 < row["low"] <= row["images_per_second"] <= row["high"] for row in report["rows"])
+
+
+def test_the_way_from_files_to_masks_is_measured_with_and_without_a_network(tmp_path: Path) -> None:
+    report = run("predict.py", tmp_path)
+    wanted = {(network, way) for network in ("no network", "ddn_fast bf16") for way in report["ways"]}
+    assert {(row["network"], row["way"]) for row in report["rows"]} == wanted
+    assert all(0 < row["low"] <= row["ms"] <= row["high"] and row["cpu_ms"] > 0 for row in report["rows"])
+    assert len(predict.table(report).splitlines()) == 2 + len(report["ways"])
 
 
 def test_a_librarys_special_way_that_does_not_run_here_is_named_and_left_out() -> None:

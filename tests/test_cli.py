@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import sys
+import threading
 import tracemalloc
 from pathlib import Path
 
@@ -151,21 +152,55 @@ def test_resume_runs_only_what_is_missing_and_keeps_names(weights, photos, tmp_p
 
 def test_interrupted_run_leaves_whole_files_and_can_resume(weights, photos, tmp_path, monkeypatch):
     out = tmp_path / "out"
-    calls: list[int] = []
+    first, second, _ = find_images([photos])
     write = cli_predict._write
 
-    def interrupt(*args):
-        calls.append(1)
-        if len(calls) == 2:
+    def interrupt(result, path, *args):
+        if path == second:
             raise KeyboardInterrupt
-        return write(*args)
+        return write(result, path, *args)
 
     monkeypatch.setattr(cli_predict, "_write", interrupt)
     assert predict(weights, out, photos) == 130
-    (record,) = records(out)
-    assert files(out) == sorted([record["mask"], record["overlay"], "scores.jsonl"])
+    (record,) = records(out)  # the third may have been drawn beside the second, but nothing says so
+    assert record["image"] == str(first)
+    assert {record["mask"], record["overlay"], "scores.jsonl"} <= set(files(out))
+    assert not list(out.rglob(".*"))
+    monkeypatch.setattr(cli_predict, "_write", write)
     assert predict(weights, out, photos, "--resume") == 0
-    assert len(records(out)) == 3
+    assert [record["image"] for record in records(out)] == [str(path) for path in find_images([photos], exclude=out)]
+    assert files(out) == sorted(
+        [name for record in records(out) for name in (record["mask"], record["overlay"])] + ["scores.jsonl"]
+    )
+
+
+def test_pictures_are_written_while_the_network_runs(photos, tmp_path, monkeypatch):
+    """The second batch is begun before the first image's pictures are there; records come in order all the same."""
+    for k in range(4):
+        write_image(photos / f"z{k}.png", k, 20, 20)
+    net = tiny_net()
+    second_batch = threading.Event()
+    encode, batches = net.score_images, []
+
+    def note(x):
+        batches.append(len(x))
+        if len(batches) == 2:
+            second_batch.set()
+        return encode(x)
+
+    write, order = cli_predict._write, []
+
+    def wait(result, path, *args):
+        if not order:
+            order.append(path)
+            assert second_batch.wait(20)
+        return write(result, path, *args)
+
+    monkeypatch.setattr(net, "score_images", note)
+    monkeypatch.setattr(cli_predict, "_write", wait)
+    summary = cli_predict.predict(net, [photos], tmp_path / "out", batch_size=2, progress=False)
+    assert (summary.done, batches) == (7, [2, 2, 2, 1])
+    assert [record["image"] for record in records(tmp_path / "out")] == [str(path) for path in find_images([photos])]
 
 
 def test_a_second_run_does_not_read_its_own_output(weights, photos):

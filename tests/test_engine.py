@@ -278,7 +278,7 @@ def test_an_image_without_labels_costs_no_pass(pictures: list[np.ndarray]) -> No
     engine = FastDecoupledNet(tiny_net(), torch.float32, noting(ops, calls))
     results = engine.segment(pictures, threshold=1.0)
     assert not any(result.mask.any() for result in results)
-    assert set(calls) == {"conv3x3_max_pool2x2", "dense"}
+    assert set(calls) == {"network_input", "conv3x3_max_pool2x2", "dense"}
     assert len(calls["dense"]) == 3
 
 

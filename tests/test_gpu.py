@@ -73,12 +73,13 @@ def test_every_part_runs_with_stubs_and_the_table_comes_last(tmp_path: Path) -> 
     assert {step["part"] for step in report["steps"].values()} == set(gpu.PARTS)
     assert {step["status"] for step in report["steps"].values()} == {"ok"}
     assert report["commit"] == "0123abc"
-    assert set(report["results"]) == {"ops", "end_to_end_cuda"}
+    assert set(report["results"]) == {"ops", "end_to_end_cuda", "predict"}
     assert all(row["correct"] for row in report["results"]["ops"]["rows"])
     last = done.stdout.split("== profile: ok")[-1]
     assert len(last) < 12_000
     assert "merge_scores" in last
     assert "B=1, 1 pass, alone" in last
+    assert "files to label maps" in last
     assert len(list(tmp_path.iterdir())) <= 8  # as many as come back from some machines
 
 
@@ -187,7 +188,7 @@ def test_steps_of_a_gpu_machine_are_programs_and_files_that_exist(tmp_path: Path
     assert {"test_ops", "test_ops_inference", "test_runtime", "test_captured"} <= set(names)
 
 
-@pytest.mark.parametrize("script", ["ops.py", "end_to_end_cuda.py", "gpu_every_op.py", "gpu_profile.py"])
+@pytest.mark.parametrize("script", ["ops.py", "end_to_end_cuda.py", "predict.py", "gpu_every_op.py", "gpu_profile.py"])
 def test_options_of_the_scripts_are_those_that_the_steps_give(script: str, tmp_path: Path) -> None:
     """Their parsers, read from the source."""
     tree = ast.parse((ROOT / "benchmarks" / script).read_text())

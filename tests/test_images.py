@@ -17,14 +17,12 @@ from PIL import Image
 from slow_resize import slow_imresize_axis
 from tiny_net import random_image, write_image
 
-from ddn_fast.config import MEAN_BGR
 from ddn_fast.drawing import overlay
 from ddn_fast.errors import DataError, ImageError, InputError
 from ddn_fast.images import (
     as_image,
     load_image,
     load_mask,
-    network_input,
     resize_matlab,
     save_image,
     save_mask,
@@ -95,35 +93,6 @@ def test_resize_of_nothing_and_of_other_dtypes_are_named_errors():
         resize_matlab(torch.ones(5, 5, dtype=torch.uint8), (4, 4), "bilinear")
     with pytest.raises(InputError, match="crop"):
         resize_matlab(torch.rand(5, 5), (4, 4), "bilinear", (5, 4))
-
-
-@pytest.mark.parametrize(("height", "width"), [(37, 50), (50, 37), (64, 64), (5, 3), (1, 1), (300, 7)])
-def test_network_input_pads_then_resizes_then_subtracts_the_mean(height, width):
-    image = random_image(1, height, width)
-    side = max(height, width)
-    square = np.zeros((side, side, 3))
-    square[:height, :width] = image
-    resized = slow_imresize_axis(slow_imresize_axis(square, 64, False).transpose(1, 0, 2), 64, False).transpose(1, 0, 2)
-    expected = (resized[..., ::-1] - np.array(MEAN_BGR)).transpose(2, 0, 1)
-    result = network_input(image, 64)
-    assert result.dtype == torch.float32
-    assert result.shape == (3, 64, 64)
-    assert result.is_contiguous()
-    np.testing.assert_allclose(result.numpy(), expected, rtol=0, atol=1e-4)
-
-
-def test_network_input_takes_a_view_with_negative_strides():
-    image = random_image(2, 20, 30)
-    assert torch.equal(network_input(image[::-1, ::-1], 64), network_input(image[::-1, ::-1].copy(), 64))
-
-
-def test_padding_reaches_the_network_as_minus_the_mean_exactly():
-    x = network_input(random_image(3, 64, 40), 64)
-    mean = torch.tensor(MEAN_BGR, dtype=torch.float64).float()[:, None, None]
-    assert torch.equal(x[:, :, 41:], -mean.expand(3, 64, 23))
-
-
-# --- files ---
 
 
 def test_modes_of_one_picture_all_load_as_rgb(tmp_path):

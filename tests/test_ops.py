@@ -320,7 +320,7 @@ def test_every_schema_has_its_op_formula_case_kernels_and_gradient(name: str) ->
     assert (name in INPUTS) != (name in CASES)
     kernel = "conv3x3" if name.startswith("conv3x3") else name  # one kernel with three ends
     kernel = kernel.partition("_backward")[0]
-    vendors = name in ("dense", "dense_outer", *TRAINING)  # put together from the vendor library's
+    vendors = name in ("network_input", "dense", "dense_outer", *TRAINING)  # put together from torch's own
     on_cuda = [f"cuda/{kernel}.cu", f"cuda/{kernel}.cuh"] if not vendors else []
     for file in (f"cpu/{kernel}.cpp", *on_cuda):
         assert (ROOT / "csrc" / file).is_file(), file

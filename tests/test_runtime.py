@@ -48,6 +48,25 @@ def recorded_engine(net: DecoupledNet, dtype: torch.dtype, namespace: Any) -> Fa
     return found
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+def test_a_stack_is_torchs_bit_for_bit(dtype: torch.dtype) -> None:
+    items = [torch.randn(3, 5, 7, generator=torch.Generator().manual_seed(k)).to(dtype) for k in range(3)]
+    items[1][0, 0, 0], items[2][0, 0, 0] = torch.nan, -0.0
+    items[2] = items[2].transpose(1, 2).contiguous().transpose(1, 2)
+    got, wanted = (y.view(torch.uint8) for y in (runtime.CpuRuntime().stack(items), torch.stack(items)))
+    assert torch.equal(got, wanted)
+    assert runtime.CpuRuntime().stack(items[:1]).shape == (1, 3, 5, 7)
+
+
+@pytest.mark.gpu
+def test_a_stack_for_cuda_lies_in_pinned_memory_and_is_not_copied_again(last_gpu: torch.device) -> None:
+    found = runtime.CudaRuntime(last_gpu)
+    batch = found.stack([torch.full((2, 3), float(k)).bfloat16() for k in range(3)])
+    assert batch.is_pinned()
+    assert torch.equal(found.put(batch, torch.empty(0, dtype=torch.bfloat16, device=last_gpu)).cpu(), batch)
+    assert 2 <= found.host_threads <= runtime.MAX_HOST_THREADS
+
+
 # recordings and padding
 
 
@@ -203,10 +222,8 @@ def test_run_takes_tensors_and_gives_maps_of_the_named_classes(
 ) -> None:
     net = tiny_net(dtype=torch.float64)
     twin = recorded_engine(net, torch.float64, reference)
-    from ddn_fast.images import network_input
-
     batch = Inputs(
-        torch.stack([network_input(picture, 64) for picture in pictures[:3]]),
+        torch.stack([net.network_input(picture) for picture in pictures[:3]]),
         [picture.shape[:2] for picture in pictures[:3]],
         [[1, 3], [], None],
     )

@@ -226,7 +226,7 @@ def test_every_submodules_mode_is_as_before(net, pictures):
 def test_results_carry_no_gradient_and_leave_autograd_usable(pictures):
     net = tiny_net()
     net.segment(pictures[0])
-    x = images.network_input(pictures[0], 64)[None].requires_grad_()
+    x = net.network_input(pictures[0])[None].requires_grad_()
     net(x, torch.ones(1, 6), torch.tensor([0])).sum().backward()
     assert x.grad is not None
 

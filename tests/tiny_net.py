@@ -10,7 +10,6 @@ from PIL import Image
 from torch import nn
 
 from ddn_fast.config import NetConfig
-from ddn_fast.images import network_input
 from ddn_fast.network import BatchNorm, DecoupledNet
 
 CLASSES = ("ant", "bee", "cow", "dog", "elk", "fox")
@@ -38,7 +37,7 @@ def tiny_net(seed: int = 0, dtype: torch.dtype = torch.float32) -> DecoupledNet:
                 module.bias.copy_(normal(module.bias, 0.1))
         net.encoder.conv1_1.weight /= 64  # pixels are of order 100
         score = net.head.cls_score
-        x = torch.stack([network_input(random_image(100 + k, 60, 60), 64) for k in range(4)])
+        x = torch.stack([net.network_input(random_image(100 + k, 60, 60)) for k in range(4)])
         logits = net.eval().encode(x)[1].score_map.mean((2, 3))
         score.weight *= (1.0 / logits.std(0).clamp(min=1e-3))[:, None, None, None]
         score.bias.copy_(torch.linspace(1.2, -1.2, len(CLASSES)) - (logits.mean(0) - score.bias) / logits.std(0))

@@ -15,7 +15,7 @@ int64_t rounded(int64_t bytes) {
 struct Sizes {
   int64_t taps, scores, weights, indices;
 
-  explicit Sizes(const MergeScoresParams& p) : taps(Bicubic{p.side, p.square}.taps()) {
+  explicit Sizes(const MergeScoresParams& p) : taps(ResizeTaps<Cubic>{p.side, p.square}.taps()) {
     const int64_t table = std::max(p.height, p.width) * taps, bytes = element_bytes(p.dtype);
     scores = rounded((p.classes + 1) * p.side * p.side * bytes);
     weights = rounded(table * bytes), indices = rounded(table * 4);
@@ -34,7 +34,7 @@ int launch_merge(const MergeScoresParams& p, Stream stream) {
                                     reinterpret_cast<T*>(memory + sizes.scores),
                                     reinterpret_cast<int*>(memory + sizes.scores + sizes.weights),
                                     p.y,
-                                    Bicubic{p.side, p.square},
+                                    ResizeTaps<Cubic>{p.side, p.square},
                                     static_cast<int>(sizes.taps),
                                     p.classes,
                                     p.side,

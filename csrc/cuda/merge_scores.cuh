@@ -2,14 +2,14 @@
 //   score[k] = s[k] / sum of s,  s[0] = sigmoid(-d[0]),  s[k] = sigmoid(d[k]);  equal shares where all s are exactly 0.
 //
 // Two kernels. The first makes the normalised scores, one thread a pixel of the network's output, and the filter's
-// table (bicubic.h), one thread a row or column of the result. The second resizes and compares, one thread a pixel of
-// the result, 32 neighbours a warp: its taps overlap those of the next, so scores come from the caches. Bytes: d read,
-// scores (K+1)*S*S written and read once from memory, y written; work taps^2 * (K+1) a pixel, 25 where the map grows.
-// Threads: 256 a block.
+// table (resize_taps.h), one thread a row or column of the result. The second resizes and compares, one thread a pixel
+// of the result, 32 neighbours a warp: its taps overlap those of the next, so scores come from the caches. Bytes: d
+// read, scores (K+1)*S*S written and read once from memory, y written; work taps^2 * (K+1) a pixel, 25 where the map
+// grows. Threads: 256 a block.
 #pragma once
-#include "bicubic.h"
 #include "cuda/dev.cuh"
 #include "params.h"
+#include "resize_taps.h"
 
 namespace ddn {
 
@@ -22,7 +22,7 @@ struct MergeScoresLaunch {
   T* weight;            // [max(h,w),taps]
   int* index;           // [max(h,w),taps]
   uint8_t* y;           // [h,w]
-  Bicubic filter;
+  ResizeTaps<Cubic> filter;
   int taps;
   int64_t classes, side, height, width;
 };

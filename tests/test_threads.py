@@ -1,0 +1,91 @@
+"""in_order: a function of many items by threads, whose results keep their order and whose number stays small."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from ddn_fast.threads import in_order
+
+
+def test_results_come_in_order_however_long_each_takes() -> None:
+    last_is_done = threading.Event()
+
+    def work(item: int) -> int:
+        if item == 3:
+            last_is_done.set()
+        elif item == 0:
+            assert last_is_done.wait(20)
+        return 10 * item
+
+    assert list(in_order(work, range(4), threads=2, ahead=4)) == [0, 10, 20, 30]
+
+
+def test_no_more_than_ahead_items_begin_before_a_result_is_taken() -> None:
+    drawn: list[int] = []
+
+    def items() -> Iterator[int]:
+        for item in range(100):
+            drawn.append(item)
+            yield item
+
+    results = in_order(abs, items(), threads=2, ahead=5)
+    assert next(results) == 0
+    assert drawn == list(range(6))
+    assert next(results) == 1
+    assert drawn == list(range(7))
+    results.close()
+    assert drawn == list(range(7))
+
+
+def test_early_results_do_not_wait_for_others() -> None:
+    drawn: list[int] = []
+
+    def items() -> Iterator[int]:
+        for item in range(1000):
+            drawn.append(item)
+            yield item
+            time.sleep(0.01)
+
+    results = in_order(abs, items(), threads=2, ahead=1000, early=True)
+    assert next(results) == 0
+    assert len(drawn) < 500
+    results.close()
+
+
+def test_an_exception_comes_in_its_place_and_ends_the_rest() -> None:
+    begun: list[int] = []
+
+    def work(item: int) -> int:
+        begun.append(item)
+        if item == 2:
+            raise ValueError("two")
+        return item
+
+    results = in_order(work, range(100), threads=1, ahead=3)
+    assert [next(results), next(results)] == [0, 1]
+    with pytest.raises(ValueError, match="two"):
+        next(results)
+    assert len(begun) < 10
+    assert list(results) == []
+
+
+def test_closing_waits_for_what_has_begun() -> None:
+    begun, release, ended = threading.Event(), threading.Event(), threading.Event()
+
+    def work(item: int) -> int:
+        if item == 1:
+            begun.set()
+            assert release.wait(20)
+            ended.set()
+        return item
+
+    results = in_order(work, range(3), threads=1, ahead=1)
+    assert next(results) == 0
+    assert begun.wait(20)
+    threading.Timer(0.05, release.set).start()
+    results.close()
+    assert ended.is_set()
