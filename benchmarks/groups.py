@@ -26,7 +26,7 @@ ISA_VARIABLE = "DDN_MAX_CPU_ISA"
 CUDA_ISA_VARIABLE = "DDN_MAX_CUDA_ISA"
 
 _VECTOR = ("avx2", "avx512")
-_INTEGER = ("avx512_vnni",)
+_INTEGER = ("avx2", "avx_vnni", "avx512_vnni")
 _BFLOAT16 = ("avx512_bf16", "amx_bf16")
 
 

@@ -29,7 +29,7 @@ ALLOCATOR = (
 )
 
 # Instruction sets that kernels are written for, as DDN_MAX_CPU_ISA names them, worst first.
-ISAS = ("plain", "avx2", "avx512", "avx512_vnni", "avx512_bf16", "amx_bf16")
+ISAS = ("plain", "avx2", "avx_vnni", "avx512", "avx512_vnni", "avx512_bf16", "amx_bf16")
 
 
 def use_allocator_settings() -> None:
@@ -205,7 +205,7 @@ def ceilings(milliseconds: int = 100, megabytes: int = 1024) -> dict[str, float 
     """What the hardware gives, measured by ``peak.cpp`` with torch's number of threads.
 
     Keys: each of :func:`isas`: TFLOP/s of multiply-adds with operands in registers (float32; 16-bit integers for
-    avx512_vnni, bfloat16 for the last two), and ``dram_read_gb_s``. Nothing where there is no g++.
+    avx_vnni and avx512_vnni, bfloat16 for the last two), and ``dram_read_gb_s``. Nothing where there is no g++.
     """
     with tempfile.TemporaryDirectory() as folder:
         program = Path(folder) / "peak"
@@ -231,6 +231,8 @@ def peak_of(ceilings: dict[str, float | None], dtype: torch.dtype, isa: str | No
         return on_cuda
     order = list(ISAS)
     usable = order[: order.index(isa) + 1] if isa else order
+    if isa == "avx512":  # the one that its kernels do without
+        usable.remove("avx_vnni")
     if dtype != torch.bfloat16:
         usable = [known for known in usable if not known.endswith(("vnni", "bf16"))]
     return max((value for known in usable if (value := ceilings.get(known))), default=None)

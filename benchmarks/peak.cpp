@@ -1,9 +1,9 @@
 // Ceilings of this machine, measured: what its multiply-add units do with operands in registers, and what its memory
 // delivers to readers. Prints JSON: TFLOP/s of each instruction set asked for (null where it may not be used;
-// avx512_vnni: of 16-bit integers), and dram_read_gb_s. Each figure is the best of several tries with all threads at
-// work.
+// avx_vnni and avx512_vnni: of 16-bit integers), and dram_read_gb_s. Each figure is the best of several tries with all
+// threads at work.
 //
-//   peak THREADS MILLISECONDS MEGABYTES [plain|avx2|avx512|avx512_vnni|avx512_bf16|amx_bf16 ...]
+//   peak THREADS MILLISECONDS MEGABYTES [plain|avx2|avx_vnni|avx512|avx512_vnni|avx512_bf16|amx_bf16 ...]
 #include <immintrin.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
@@ -48,10 +48,10 @@ DEFINE_FMA_LOOP(fma_avx2, "avx2,fma", 8, 12)
 DEFINE_FMA_LOOP(fma_avx512, "avx512f", 16, 24)
 
 // Chains of pairs of 16-bit values, multiplied and added into 32 bits: STEP of a chain, one vector of NUMBERs.
-#define DEFINE_PAIRS_LOOP(NAME, TARGET, NUMBER, STEP)                                                 \
+#define DEFINE_PAIRS_LOOP(NAME, TARGET, BYTES, CHAINS, NUMBER, STEP)                                  \
   __attribute__((target(TARGET))) double NAME(long rounds) {                                          \
-    constexpr int kChains = 24;                                                                       \
-    typedef NUMBER Vector __attribute__((vector_size(64)));                                           \
+    constexpr int kChains = CHAINS;                                                                   \
+    typedef NUMBER Vector __attribute__((vector_size(BYTES)));                                        \
     Vector chain[kChains];                                                                            \
     _Pragma("GCC unroll 32") for (int i = 0; i < kChains; ++i) chain[i] = Vector{} + NUMBER(one * i); \
     for (long r = 0; r < rounds; ++r)                                                                 \
@@ -59,14 +59,17 @@ DEFINE_FMA_LOOP(fma_avx512, "avx512f", 16, 24)
     Vector sum = chain[0];                                                                            \
     _Pragma("GCC unroll 32") for (int i = 1; i < kChains; ++i) sum += chain[i];                       \
     sink = float(sum[0]);                                                                             \
-    return 64.0 * kChains * rounds;                                                                   \
+    return 1.0 * BYTES * kChains * rounds;                                                            \
   }
+#define STEP_VEX(chain) \
+  _mm256_dpwssd_avx_epi32((__m256i)(chain), _mm256_set1_epi32(0x00010001), _mm256_set1_epi32(0x0001ffff))
 #define STEP_VNNI(chain) \
   _mm512_dpwssd_epi32((__m512i)(chain), _mm512_set1_epi32(0x00010001), _mm512_set1_epi32(0x0001ffff))
 #define STEP_BF16(chain) \
   _mm512_dpbf16_ps((__m512)(chain), (__m512bh)_mm512_set1_epi32(0x3f803f80), (__m512bh)_mm512_set1_epi32(0x3f80bf80))
-DEFINE_PAIRS_LOOP(fma_avx512_vnni, "avx512f,avx512vnni", int, STEP_VNNI)
-DEFINE_PAIRS_LOOP(fma_avx512_bf16, "avx512f,avx512bf16", float, STEP_BF16)
+DEFINE_PAIRS_LOOP(fma_avx_vnni, "avx2,avxvnni", 32, 12, int, STEP_VEX)
+DEFINE_PAIRS_LOOP(fma_avx512_vnni, "avx512f,avx512vnni", 64, 24, int, STEP_VNNI)
+DEFINE_PAIRS_LOOP(fma_avx512_bf16, "avx512f,avx512bf16", 64, 24, float, STEP_BF16)
 
 // 16x32 by 32x16 tile products, random operands: a tile unit is faster on zeros.
 __attribute__((target("amx-tile,amx-bf16"))) double fma_amx_bf16(long rounds) {
@@ -189,6 +192,7 @@ int main(int argc, char** argv) {
     double (*loop)(long) = nullptr;
     if (isa == "plain") loop = fma_plain;
     if (isa == "avx2") loop = fma_avx2;
+    if (isa == "avx_vnni") loop = fma_avx_vnni;
     if (isa == "avx512") loop = fma_avx512;
     if (isa == "avx512_vnni") loop = fma_avx512_vnni;
     if (isa == "avx512_bf16") loop = fma_avx512_bf16;

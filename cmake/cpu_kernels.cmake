@@ -1,10 +1,11 @@
 # ddn_add_cpu_kernels(TARGET SOURCE...): kernels for the CPU. A name's ending says for which instruction set a file is
-# compiled: _avx2, _avx512, _avx512_vnni, _avx512_bf16, _amx; others are plain, for the compiler's default target. Which
-# of them runs is decided at run time (csrc/cpu/isa.h). Files for sets that the target or the compiler does not have are
-# left out, and DDN_HAVE_AVX2 etc. tell those that choose.
+# compiled: _avx2, _avx_vnni, _avx512, _avx512_vnni, _avx512_bf16, _amx; others are plain, for the compiler's default
+# target. Which of them runs is decided at run time (csrc/cpu/isa.h). Files for sets that the target or the compiler does
+# not have are left out, and DDN_HAVE_AVX2 etc. tell those that choose.
 include(CheckCXXCompilerFlag)
 
 set(DDN_FLAGS_AVX2 -mavx2 -mfma)
+set(DDN_FLAGS_AVX_VNNI ${DDN_FLAGS_AVX2} -mavxvnni)
 set(DDN_FLAGS_AVX512 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma)
 set(DDN_FLAGS_AVX512_VNNI ${DDN_FLAGS_AVX512} -mavx512vnni)
 set(DDN_FLAGS_AVX512_BF16 ${DDN_FLAGS_AVX512_VNNI} -mavx512bf16)
@@ -13,7 +14,7 @@ set(DDN_FLAGS_AMX ${DDN_FLAGS_AVX512_BF16} -mbmi2 -mamx-tile -mamx-bf16)
 function(ddn_add_cpu_kernels target)
   set(sets "")
   if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
-    foreach(set AVX2 AVX512 AVX512_VNNI AVX512_BF16 AMX)
+    foreach(set AVX2 AVX_VNNI AVX512 AVX512_VNNI AVX512_BF16 AMX)
       string(REPLACE ";" " " flags "${DDN_FLAGS_${set}}")
       check_cxx_compiler_flag("${flags}" DDN_COMPILER_HAS_${set})
       if(DDN_COMPILER_HAS_${set})
@@ -25,7 +26,7 @@ function(ddn_add_cpu_kernels target)
   list(JOIN sets " " text)
   message(STATUS "CPU kernels: plain ${text}")
   foreach(source IN LISTS ARGN)
-    if(source MATCHES "_(avx2|avx512|avx512_vnni|avx512_bf16|amx)\\.cpp$")
+    if(source MATCHES "_(avx2|avx_vnni|avx512|avx512_vnni|avx512_bf16|amx)\\.cpp$")
       string(TOUPPER ${CMAKE_MATCH_1} set)
       if(NOT set IN_LIST sets)
         continue()

@@ -31,6 +31,8 @@ from .errors import InputError
 Layout = Literal["pairs", "direct", "winograd", "winograd_int16"]
 
 BLOCK = 32
+# Instruction sets that multiply 16-bit integers faster than floats: AVX-512 without VNNI does not
+INTEGERS = ("avx2", "avx_vnni", "avx512_vnni", "avx512_bf16")
 CUDA = "cuda"  # stands where the CPU has the name of an instruction set
 
 # G of F(4x4, 3x3) at the points 0, +-sqrt(1/2), +-sqrt(2), infinity: a fifth of the rounding error of 0, +-1, +-2
@@ -74,8 +76,7 @@ def conv3x3_layout(dtype: torch.dtype, isa: str, in_channels: int, pooled: bool)
     ================  =============  =======================  ========
     bfloat16          amx_bf16       every                    pairs
     of 16 bits        CUDA           every                    pairs
-    bfloat16          avx512_vnni    every but the first      winograd_int16
-    bfloat16          avx512_bf16    every but the first      winograd_int16
+    bfloat16          of INTEGERS    every but the first      winograd_int16
     bfloat16          others         every but the first      winograd
     float32           every          not in a pooled stage    winograd
     any               every          every other              direct
@@ -87,7 +88,7 @@ def conv3x3_layout(dtype: torch.dtype, isa: str, in_channels: int, pooled: bool)
     """
     if (isa == "amx_bf16" and dtype == torch.bfloat16) or (isa == CUDA and dtype.itemsize == 2):
         return "pairs"
-    if isa in ("avx512_vnni", "avx512_bf16") and dtype == torch.bfloat16 and not one_block(in_channels):
+    if isa in INTEGERS and dtype == torch.bfloat16 and not one_block(in_channels):
         return "winograd_int16"
     exact = dtype == torch.float64 or (dtype == torch.float32 and pooled)
     return "direct" if exact or one_block(in_channels) else "winograd"

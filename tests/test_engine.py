@@ -172,7 +172,7 @@ def test_every_layout_of_weights_works(layout: Any, monkeypatch: pytest.MonkeyPa
 
 def test_a_layout_packs_for_every_dtype_and_instruction_set() -> None:
     for dtype in (torch.bfloat16, torch.float32, torch.float64):
-        for isa in ("plain", "avx2", "avx512", "avx512_vnni", "avx512_bf16", "amx_bf16"):
+        for isa in ("plain", "avx2", "avx_vnni", "avx512", "avx512_vnni", "avx512_bf16", "amx_bf16"):
             for channels in (3, 4, 64):
                 pack_conv3x3(torch.randn(8, channels, 3, 3), conv3x3_layout(dtype, isa, channels, pooled=False))
     assert pack_conv3x3(torch.ones(2, 8, 3, 3), "direct", torch.float64).dtype == torch.float64

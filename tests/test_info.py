@@ -28,6 +28,7 @@ def test_cpu_features_never_claim_a_wider_set_without_its_base() -> None:
     assert all(isinstance(present, bool) for present in features.values())
     for name in ("avx512bw", "avx512dq", "avx512vl", "avx512_vnni", "avx512_bf16"):
         assert not features[name] or features["avx512f"]
+    assert not features["avx_vnni"] or features["avx2"]
     assert not features["avx512f"] or (features["avx2"] and features["fma"])
     assert not features["amx_permission"] or features["amx_bf16"]
 

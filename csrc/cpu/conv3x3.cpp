@@ -21,9 +21,11 @@ using Stage = void (*)(const Conv3x3Params&, const Parallel&);
 
 constexpr Variant<Stage> kFloat[] = {{Isa::plain, conv3x3_plain},
                                      {Isa::avx2, DDN_AVX2(conv3x3_avx2)},
+                                     {Isa::avx_vnni, DDN_AVX_VNNI(conv3x3_avx_vnni)},
                                      {Isa::avx512, DDN_AVX512(conv3x3_avx512)},
                                      {Isa::avx512_vnni, DDN_AVX512_VNNI(conv3x3_avx512_vnni)}};
-constexpr Variant<Stage> kPairs[] = {kFloat[0], kFloat[1], kFloat[2], kFloat[3], {Isa::amx_bf16, DDN_AMX(conv3x3_amx)}};
+constexpr Variant<Stage> kPairs[] = {kFloat[0], kFloat[1], kFloat[2],
+                                     kFloat[3], kFloat[4], {Isa::amx_bf16, DDN_AMX(conv3x3_amx)}};
 
 bool all_pairs(const Conv3x3Params& p) {
   for (int64_t l = 0; l < p.layer_count; ++l)

@@ -7,6 +7,7 @@ namespace ddn::cpu {
 
 void conv3x3_plain(const Conv3x3Params& p, const Parallel& parallel);
 void conv3x3_avx2(const Conv3x3Params& p, const Parallel& parallel);
+void conv3x3_avx_vnni(const Conv3x3Params& p, const Parallel& parallel);
 void conv3x3_avx512(const Conv3x3Params& p, const Parallel& parallel);
 void conv3x3_avx512_vnni(const Conv3x3Params& p, const Parallel& parallel);
 // only for stages whose weights are all in the pairs layout:

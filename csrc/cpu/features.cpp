@@ -61,6 +61,7 @@ Features features() {
   Features f;
   f.avx2 = ymm && bit(base.ebx, 5);
   f.fma = ymm && bit(cpuid(1, 0).ecx, 12);
+  f.avx_vnni = ymm && base.eax >= 1 && bit(more.eax, 4);
   f.bmi2 = bit(base.ebx, 8);
   f.avx512f = zmm && bit(base.ebx, 16);
   f.avx512bw = zmm && bit(base.ebx, 30);

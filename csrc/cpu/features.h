@@ -6,6 +6,7 @@ namespace ddn::cpu {
 struct Features {
   bool avx2 = false;
   bool fma = false;
+  bool avx_vnni = false;
   bool bmi2 = false;
   bool avx512f = false;
   bool avx512bw = false;

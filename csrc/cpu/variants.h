@@ -8,6 +8,11 @@
 #else
 #define DDN_AVX2(variant) nullptr
 #endif
+#ifdef DDN_HAVE_AVX_VNNI
+#define DDN_AVX_VNNI(variant) variant
+#else
+#define DDN_AVX_VNNI(variant) nullptr
+#endif
 #ifdef DDN_HAVE_AVX512
 #define DDN_AVX512(variant) variant
 #else

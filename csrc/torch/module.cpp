@@ -28,6 +28,7 @@ py::dict cpu_features() {
   py::dict features;
   features["avx2"] = found.avx2;
   features["fma"] = found.fma;
+  features["avx_vnni"] = found.avx_vnni;
   features["bmi2"] = found.bmi2;
   features["avx512f"] = found.avx512f;
   features["avx512bw"] = found.avx512bw;
@@ -59,15 +60,14 @@ PYBIND11_MODULE(_C, m) {
         "amx_permission: this process already has it.");
   m.def(
       "cpu_isa", [] { return ddn::cpu::name(ddn::cpu::isa()); },
-      "The instruction set that kernels use here and now: plain, avx2, avx512, avx512_vnni, avx512_bf16 or amx_bf16; "
-      "the machine's "
-      "best, but not above the environment variable DDN_MAX_CPU_ISA.");
+      "The instruction set that kernels use here and now: plain, avx2, avx_vnni, avx512, avx512_vnni, avx512_bf16 "
+      "or amx_bf16; the machine's best, but not above the environment variable DDN_MAX_CPU_ISA.");
   m.def(
       "cpu_isas",
       [] {
         py::list names;
-        for (int i = 0; i <= static_cast<int>(ddn::cpu::machine_isa()); ++i)
-          names.append(ddn::cpu::name(static_cast<ddn::cpu::Isa>(i)));
+        for (int i = 0; i < ddn::cpu::kIsas; ++i)
+          if (const auto isa = static_cast<ddn::cpu::Isa>(i); ddn::cpu::has(isa)) names.append(ddn::cpu::name(isa));
         return names;
       },
       "Those of them this machine has, worst first.");
