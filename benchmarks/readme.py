@@ -16,6 +16,7 @@ from pathlib import Path
 import end_to_end
 import few_shot
 import ops
+import predict
 import training_step
 from machine import RESULTS, ROOT
 
@@ -25,6 +26,7 @@ TABLES = {
     "ops": ops.table,
     "end_to_end": end_to_end.table,
     "few_shot": few_shot.table,
+    "predict": predict.table,
     "training_step": training_step.table,
 }
 _TABLE = re.compile(r"(<!-- results: (\S+)((?: \S+)*) -->\n).*?(<!-- /results -->)", re.DOTALL)
