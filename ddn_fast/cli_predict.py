@@ -23,7 +23,6 @@ from .threads import in_order
 RECORDS = "scores.jsonl"
 MASKS = "masks"
 OVERLAYS = "overlays"
-AHEAD = 16  # results whose pictures may be on their way to the disk
 MAX_NAME_BYTES = 255  # of a file's name, on every common file system
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # no other image could be written either
 
@@ -75,7 +74,7 @@ def predict(
         write_atomic(out / RECORDS, b"")
     todo = [path for path in paths if _key(path) not in done]
     summary = Summary(skipped=len(paths) - len(todo))
-    # the network goes on while pictures are drawn and written
+    # the network goes on while the pictures of a batch are drawn and written
     jobs = ((result, path, names.take(path.stem)) for path, result in zip(todo, results, strict=True))
 
     def write(job: tuple[Segmentation, Path, str]) -> dict[str, Any]:
@@ -84,7 +83,7 @@ def predict(
     with (
         (out / RECORDS).open("ab", buffering=0) as file,
         contextlib.closing(
-            in_order(write, jobs, threads=model.runtime.host_threads, ahead=AHEAD, early=True)
+            in_order(write, jobs, threads=model.runtime.host_threads, ahead=batch_size, early=True)
         ) as written,
         tqdm(written, total=len(todo), desc="predict", unit="image", disable=not progress) as bar,
     ):

@@ -28,7 +28,7 @@ def overlay(image: Array, mask: Array, legend: Sequence[tuple[int, str]] = (), o
         raise InputError(f"mask: wanted uint8 {list(image.shape[:2])}, got {mask.dtype} {list(mask.shape)}")
     colours = cv2.LUT(cv2.merge([mask, mask, mask]), voc_palette()[None])
     result = np.array(image, order="C")
-    cv2.copyTo(cv2.addWeighted(result, 1 - opacity, colours, opacity, 0), mask, result)
+    cv2.copyTo(cv2.addWeighted(result, 1 - opacity, colours, opacity, 0, dst=colours), mask, result)
     result[_outline(mask)] = 255
     return _draw_legend(result, mask, legend) if legend else result
 
