@@ -225,13 +225,14 @@ def peak_of(ceilings: dict[str, float | None], dtype: torch.dtype, isa: str | No
 
     Where the ceilings are a CUDA device's, that dtype's.
 
-    bfloat16 may be multiplied in integers of 16 bits, or, without instructions for either, in float32.
+    bfloat16 may be multiplied in integers of 16 bits, or, without instructions for either, in float32: so for AVX2,
+    where integers take two instructions and may come to more.
     """
     if (on_cuda := ceilings.get(f"cuda_{str(dtype).removeprefix('torch.')}")) is not None:
         return on_cuda
     order = list(ISAS)
     usable = order[: order.index(isa) + 1] if isa else order
-    if isa == "avx512":  # the one that its kernels do without
+    if isa == "avx512":  # no part of AVX-512
         usable.remove("avx_vnni")
     if dtype != torch.bfloat16:
         usable = [known for known in usable if not known.endswith(("vnni", "bf16"))]

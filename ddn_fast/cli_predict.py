@@ -16,7 +16,7 @@ from typing import Any
 from tqdm import tqdm
 
 from .errors import DDNError, InputError
-from .images import IMAGE_SUFFIXES, save_image, write_atomic
+from .images import IMAGE_SUFFIXES, one_large, save_image, write_atomic
 from .segmentation import Segmentation, Segmenter
 from .threads import in_order
 
@@ -56,9 +56,10 @@ def predict(
 
     Writes ``masks/<name>.png``, ``overlays/<name>.jpg`` and ``scores.jsonl``, one record per image, written after its
     pictures. Names are the files' stems, with ``-2``, ``-3`` .. where stems meet. A bad image becomes a record with an
-    ``error``, with no pictures left of an earlier run. With `resume`, images with a record and a mask are skipped and
-    keep their names. Every file appears whole or not at all. Raises InputError on wrong arguments and when there are no
-    images, OSError when `out` cannot be written to or is full.
+    ``error``, with no pictures left of an earlier run. After a kill the last few pictures may have no record. With
+    `resume`, images with a record and a mask are skipped and keep their names. Every file appears whole or not at all.
+    Raises InputError on wrong arguments and when there are no images, OSError when `out` cannot be written to or is
+    full.
     """
     out = Path(out)
     paths = find_images(inputs, exclude=out)
@@ -82,6 +83,7 @@ def predict(
 
     with (
         (out / RECORDS).open("ab", buffering=0) as file,
+        contextlib.closing(results),
         contextlib.closing(
             in_order(write, jobs, threads=model.runtime.host_threads, ahead=batch_size, early=True)
         ) as written,
@@ -163,9 +165,10 @@ def _write(result: Segmentation, path: Path, name: str, out: Path, overlays: boo
     record: dict[str, Any] = {"image": _key(path), "name": name}
     mask, picture = Path(MASKS, f"{name}.png"), Path(OVERLAYS, f"{name}.jpg")
     try:
-        if overlays and result.error is None:
-            save_image(result.overlay(), out / picture)
-        result.save_png(out / mask)
+        with one_large(result.mask.size):
+            if overlays and result.error is None:
+                save_image(result.overlay(), out / picture)
+            result.save_png(out / mask)
     except (DDNError, OSError) as error:
         if isinstance(error, OSError) and error.errno in _FULL:
             raise

@@ -13,8 +13,11 @@ import os
 import re
 import secrets
 import struct
+import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import cv2
 import numpy as np
@@ -38,6 +41,7 @@ from .errors import DataError, ImageError, InputError
 
 Kernel = Literal["bilinear", "bicubic"]
 Array = NDArray[np.uint8]
+Decoded = TypeVar("Decoded")
 
 VOID = 255
 EXIF_ORIENTATION = 0x0112  # the tag
@@ -46,9 +50,12 @@ IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".t
 # Bounds on what a file may unpack to, checked on its header. The area is where Pillow warns.
 MAX_PIXELS = 89_478_485
 MAX_SIDE = 65_535
+MAX_JPEG_SIDE = 65_500  # that the JPEG library writes
 
 # Only what is decoded in this process (Pillow hands EPS to Ghostscript). JPEG covers the MPO that phones write.
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
+LARGE_PIXELS = 1 << 24
+_LARGE = threading.RLock()
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -60,6 +67,23 @@ _UPRIGHT = {
 }
 
 
+def _after_fork() -> None:  # another thread of the parent may have held it
+    global _LARGE
+    _LARGE = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def one_large(pixels: int) -> AbstractContextManager[object]:
+    """What an image of so many pixels is decoded and drawn in: of large ones one at a time, whatever threads there are.
+
+    Decoding takes 7 bytes a pixel for a moment, drawing some 15.
+    """
+    return _LARGE if pixels > LARGE_PIXELS else contextlib.nullcontext()
+
+
 def load_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Array:
     """Read an image file as HxWx3 uint8 RGB, upright as its EXIF orientation says.
 
@@ -69,13 +93,16 @@ def load_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Array:
     TIFF and WebP beyond the default, raise ``PIL.Image.MAX_IMAGE_PIXELS`` as well: their decoders look at it.
     """
     path = Path(path)
-    picture = _decode(path, ImageError, _FORMATS, max_pixels)
-    try:
-        return np.array(_to_rgb(picture, path))
-    except ImageError:
-        raise
-    except Exception as error:  # colour conversion of a dozen formats
-        raise ImageError(f"{path}: cannot convert mode {picture.mode} to RGB: {error}") from error
+
+    def to_array(picture: Image.Image) -> Array:
+        try:
+            return np.array(_to_rgb(picture, path))
+        except ImageError:
+            raise
+        except Exception as error:  # colour conversion of a dozen formats
+            raise ImageError(f"{path}: cannot convert mode {picture.mode} to RGB: {error}") from error
+
+    return _decode(path, ImageError, _FORMATS, max_pixels, to_array)
 
 
 def as_image(source: str | Path | NDArray[Any]) -> Array:
@@ -96,7 +123,7 @@ def load_mask(path: str | Path, classes: int) -> Array:
     Raises DataError if the file is missing, damaged, not such a PNG, or holds another label.
     """
     path = Path(path)
-    picture = _decode(path, DataError, ("PNG",), MAX_PIXELS)
+    picture = _decode(path, DataError, ("PNG",), MAX_PIXELS, lambda picture: picture)
     if picture.mode not in ("P", "L"):
         raise DataError(f"{path}: wanted an 8-bit palette or grey PNG, got mode {picture.mode}")
     mask = np.array(picture)
@@ -106,15 +133,22 @@ def load_mask(path: str | Path, classes: int) -> Array:
     return mask
 
 
-def _decode(path: Path, error_type: type[Exception], formats: tuple[str, ...], max_pixels: int) -> Image.Image:
+def _decode(
+    path: Path,
+    error_type: type[Exception],
+    formats: tuple[str, ...],
+    max_pixels: int,
+    convert: Callable[[Image.Image], Decoded],
+) -> Decoded:
     if not path.is_file():
         raise error_type(f"{path}: {'not a file' if path.exists() else 'no such file'}")
     try:
         picture = open_picture(path, formats)
         with picture:
             _check_size(*picture.size, str(path), error_type, max_pixels)
-            picture.load()
-            return picture.copy() if getattr(picture, "is_animated", False) else picture
+            with one_large(picture.width * picture.height):
+                picture.load()
+                return convert(picture.copy() if getattr(picture, "is_animated", False) else picture)
     except (ImageError, DataError):
         raise
     except Image.DecompressionBombError as error:  # the decoders of TIFF and WebP ask again
@@ -278,16 +312,22 @@ def save_mask(mask: Array, path: str | Path) -> None:
 
 
 def save_image(image: Array, path: str | Path) -> None:
-    """Write an HxWx3 uint8 RGB image as JPEG or PNG, by the suffix; whole or not at all."""
+    """Write an HxWx3 uint8 RGB image as JPEG or PNG, by the suffix; whole or not at all.
+
+    Raises InputError on another suffix and on a JPEG of more than MAX_JPEG_SIDE pixels a side, ImageError on no image.
+    """
     path = Path(path)
     suffix = path.suffix.lower()
     if suffix not in (".jpg", ".jpeg", ".png"):
         raise InputError(f"{path}: wanted a name ending in .jpg, .jpeg or .png")
+    image = as_image(image)
+    if suffix != ".png" and max(image.shape) > MAX_JPEG_SIDE:
+        raise InputError(f"{path}: wanted at most {MAX_JPEG_SIDE} pixels a side in a JPEG, got {list(image.shape[:2])}")
     # OpenCV lets go of the GIL while it encodes; without options that a format does not have
     full_colour = [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
     options = [] if suffix == ".png" else [cv2.IMWRITE_JPEG_QUALITY, 93, *full_colour]
-    written, data = cv2.imencode(suffix, cv2.cvtColor(as_image(image), cv2.COLOR_RGB2BGR), options)
-    if not written:
+    written, data = cv2.imencode(suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR), options)
+    if not written:  # of some version
         raise InputError(f"{path}: OpenCV cannot write such a file")
     write_atomic(path, data.tobytes())
 

@@ -46,8 +46,8 @@ def network_input(image: Tensor, side: int, dtype: torch.dtype = torch.float32) 
 
     image ``[H,W,3]`` uint8, red, green, blue. Zero padding at the bottom and right to a square, MATLAB's bilinear
     resize, blue before red, minus MEAN_BGR, all in float64; rounded to float32, and from there to `dtype`. The square
-    is not made: taps in the padding add nothing. Rows of the result come in bands, so that no more of a large image is
-    ever held in float64.
+    is not made: taps in the padding add nothing. Rows of the result come in bands of 32, for each of which a part of
+    the image is held in float64.
     """
     height, width = image.shape[:2]
     index, weight = resize_taps(max(height, width), side, "bilinear")

@@ -14,7 +14,7 @@ import contextlib
 import itertools
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -152,7 +152,8 @@ class Segmenter:
         return self._input_of(as_image(image), torch.float32)
 
     def _input_of(self, image: Array, dtype: torch.dtype) -> Tensor:
-        if not (image.flags.c_contiguous and image.flags.writeable):  # torch would refuse it, or warn
+        # torch would refuse it (numpy calls a row contiguous whose stride is negative), or warn
+        if not (image.flags.c_contiguous and image.flags.writeable) or min(image.strides) < 0:
             image = image.copy()
         return self.ops.network_input(torch.from_numpy(image), self.config.side, dtype)
 
@@ -206,7 +207,7 @@ class Segmenter:
         threshold: float = 0.5,
         batch_size: int = 8,
         on_error: Literal["raise", "keep"] = "raise",
-    ) -> Iterator[Segmentation]:
+    ) -> Generator[Segmentation, None, None]:
         """:meth:`segment` as a stream: holds a few batches however many images there are."""
         if isinstance(threshold, bool) or not isinstance(threshold, int | float) or not 0 <= threshold <= 1:
             raise InputError(f"threshold: wanted a number from 0 to 1, got {threshold!r}")
@@ -234,7 +235,7 @@ class Segmenter:
 
     def _segment_pairs(
         self, pairs: Iterator[tuple[Source, list[int] | None]], threshold: float, batch_size: int, keep: bool
-    ) -> Iterator[Segmentation]:
+    ) -> Generator[Segmentation, None, None]:
         items = in_order(self._decode, pairs, threads=self.runtime.host_threads, ahead=2 * batch_size)
         waiting: deque[list[_Item]] = deque()  # batches whose results are not there yet
 

@@ -215,6 +215,7 @@ def test_names_and_peaks_of_machines(monkeypatch: pytest.MonkeyPatch) -> None:
     assert machine.peak_of(ceilings, torch.float32, None) == 0.3
     assert machine.peak_of(ceilings, torch.bfloat16, "avx2") == 0.2
     assert machine.peak_of(ceilings, torch.bfloat16, "avx_vnni") == 0.35
+    assert machine.peak_of(ceilings, torch.bfloat16, "avx512") == 0.3
     assert machine.peak_of(ceilings, torch.bfloat16, "avx512_vnni") == 0.6
     assert machine.peak_of(ceilings | {"avx512_vnni": None}, torch.bfloat16, "amx_bf16") == 0.5
     assert machine.peak_of({}, torch.float32, None) is None

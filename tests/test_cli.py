@@ -174,6 +174,24 @@ def test_interrupted_run_leaves_whole_files_and_can_resume(weights, photos, tmp_
     )
 
 
+def test_what_was_segmented_before_an_interruption_is_recorded(photos, tmp_path, monkeypatch):
+    net = tiny_net()
+    encode, batches = net.score_images, []
+
+    def interrupt(x):
+        batches.append(len(x))
+        if len(batches) == 3:
+            raise KeyboardInterrupt
+        return encode(x)
+
+    monkeypatch.setattr(net, "score_images", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        cli_predict.predict(net, [photos], tmp_path / "out", batch_size=1, progress=False)
+    found = records(tmp_path / "out")
+    assert [record["image"] for record in found] == [str(path) for path in find_images([photos])[:2]]
+    assert len(files(tmp_path / "out")) == 1 + 2 * len(found)
+
+
 def test_pictures_are_written_while_the_network_runs(photos, tmp_path, monkeypatch):
     """The second batch is begun before the first image's pictures are there; records come in order all the same."""
     for k in range(4):

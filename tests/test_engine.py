@@ -178,6 +178,25 @@ def test_a_layout_packs_for_every_dtype_and_instruction_set() -> None:
     assert pack_conv3x3(torch.ones(2, 8, 3, 3), "direct", torch.float64).dtype == torch.float64
 
 
+@pytest.mark.parametrize(
+    ("isa", "layout"),
+    [
+        ("plain", "winograd"),
+        ("avx2", "winograd_int16"),
+        ("avx_vnni", "winograd_int16"),
+        ("avx512", "winograd"),
+        ("avx512_vnni", "winograd_int16"),
+        ("avx512_bf16", "winograd_int16"),
+        ("amx_bf16", "pairs"),
+    ],
+)
+def test_a_bfloat16_layer_has_the_fastest_layout_of_each_instruction_set(isa: str, layout: str) -> None:
+    assert conv3x3_layout(torch.bfloat16, isa, 64, pooled=True) == layout
+    assert conv3x3_layout(torch.bfloat16, isa, 3, pooled=True) == ("pairs" if layout == "pairs" else "direct")
+    assert conv3x3_layout(torch.float32, isa, 64, pooled=True) == "direct"
+    assert conv3x3_layout(torch.float32, isa, 64, pooled=False) == "winograd"
+
+
 # --- the authors' numbers ---
 
 

@@ -6,6 +6,8 @@ import contextlib
 import io
 import os
 import struct
+import threading
+import time
 import zlib
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from PIL import Image
 from slow_resize import slow_imresize_axis
 from tiny_net import random_image, write_image
 
+from ddn_fast import images
 from ddn_fast.drawing import overlay
 from ddn_fast.errors import DataError, ImageError, InputError
 from ddn_fast.images import (
@@ -376,6 +379,51 @@ def test_saved_image_reads_back(tmp_path):
     assert np.abs(load_image(tmp_path / "a.jpg").astype(int) - image).mean() < 12
     with pytest.raises(InputError, match="jpg"):
         save_image(image, tmp_path / "a.xyz")
+    for strip in (np.zeros((65_501, 1, 3), np.uint8), np.zeros((1, 65_535, 3), np.uint8)):
+        with pytest.raises(InputError, match="at most 65500 pixels a side in a JPEG"):
+            save_image(strip, tmp_path / "strip.jpg")
+        save_image(strip, tmp_path / "strip.png")
+    save_image(np.zeros((65_500, 1, 3), np.uint8), tmp_path / "strip.jpg")
+
+
+def test_a_saved_jpeg_keeps_colours_and_fine_detail(tmp_path):
+    """Quality 93 at full colour resolution: single red pixels on blue stay red."""
+    image = np.zeros((32, 32, 3), np.uint8)
+    image[..., 2] = 200
+    image[::4, ::4] = (200, 0, 0)
+    save_image(image, tmp_path / "a.jpg")
+    assert np.abs(load_image(tmp_path / "a.jpg").astype(int) - image).mean() < 6
+
+
+def test_large_images_are_decoded_one_at_a_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(images, "LARGE_PIXELS", 100)
+    paths = [write_image(tmp_path / f"{k}.png", k, *size) for k, size in enumerate([(20, 20), (20, 20), (5, 5)])]
+    inside, most, lock, load = [0], [0], threading.Lock(), images._to_rgb
+
+    def slow(picture, path):
+        with lock:
+            inside[0] += 1
+            most[0] = max(most[0], inside[0])
+        time.sleep(0.05)
+        with lock:
+            inside[0] -= 1
+        return load(picture, path)
+
+    monkeypatch.setattr(images, "_to_rgb", slow)
+    for chosen, wanted in ((paths[:2], 1), (paths[2:] * 2, 2)):
+        most[0] = 0
+        barrier = threading.Barrier(2)
+
+        def read(path, barrier=barrier):
+            barrier.wait(20)
+            load_image(path)
+
+        threads = [threading.Thread(target=read, args=(path,)) for path in chosen]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(20)
+        assert most[0] == wanted
 
 
 def test_a_decoder_that_raises_anything_becomes_an_image_error(tmp_path, monkeypatch):

@@ -94,6 +94,8 @@ def test_it_takes_any_strides_and_arrays_that_must_not_be_written_to() -> None:
         assert torch.equal(network_input(turned), network_input(turned.copy()))
         assert torch.equal(network_input(frozen), network_input(image))
     assert torch.equal(ops.network_input(wide, SIDE), network_input(image))
+    for row in (image[:1][::-1], image[:, :1][:, ::-1], image[:1, :1][::-1, ::-1]):  # contiguous, as numpy sees them
+        assert torch.equal(network_input(row), network_input(row.copy()))
 
 
 def test_what_is_no_image_is_a_named_error() -> None:

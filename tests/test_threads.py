@@ -73,6 +73,19 @@ def test_an_exception_comes_in_its_place_and_ends_the_rest() -> None:
     assert list(results) == []
 
 
+def test_an_exception_of_the_items_comes_after_the_results_before_it() -> None:
+    def items() -> Iterator[int]:
+        yield from range(3)
+        raise KeyboardInterrupt
+
+    for early in (False, True):
+        results = in_order(abs, items(), threads=2, ahead=10, early=early)
+        found = [next(results) for _ in range(3)]
+        with pytest.raises(KeyboardInterrupt):
+            next(results)
+        assert found == [0, 1, 2]
+
+
 def test_closing_waits_for_what_has_begun() -> None:
     begun, release, ended = threading.Event(), threading.Event(), threading.Event()
 

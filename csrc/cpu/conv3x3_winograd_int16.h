@@ -7,7 +7,7 @@
 //
 // Scales are a tile's own: no result depends on its neighbours in a batch. Sums over two blocks of inputs stay below
 // 2^31, for |D| <= 2^15 and weights are packed so that their |G| sum to less than 2^16; such sums are added up in
-// float. A tile that holds an infinity or NaN gives NaN.
+// float. A tile that holds a NaN gives NaN, one with an infinity nothing of use.
 #pragma once
 #include "cpu/conv3x3_winograd.h"
 

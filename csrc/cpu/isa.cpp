@@ -20,14 +20,20 @@ struct Found {
   bool isa[kIsas];
 };
 
-Found detect() {
-  const Features f = features();
+Found found_in(const Features& f) {
   const bool avx2 = kAvx2 && f.avx2 && f.fma, avx_vnni = avx2 && kAvxVnni && f.avx_vnni;
   const bool avx512 = avx2 && kAvx512 && f.avx512f && f.avx512bw && f.avx512dq && f.avx512vl;
   const bool avx512_vnni = avx512 && kAvx512Vnni && f.avx512_vnni;
   const bool avx512_bf16 = avx512_vnni && kAvx512Bf16 && f.avx512_bf16;
-  const bool amx_bf16 = avx512_bf16 && kAmx && f.bmi2 && f.amx_bf16 && request_amx();
+  const bool amx_bf16 = avx512_bf16 && kAmx && f.bmi2 && f.amx_bf16;
   return {{true, avx2, avx_vnni, avx512, avx512_vnni, avx512_bf16, amx_bf16}};
+}
+
+Found detect() {
+  Found found = found_in(features());
+  bool& amx_bf16 = found.isa[static_cast<int>(Isa::amx_bf16)];
+  amx_bf16 = amx_bf16 && request_amx();
+  return found;
 }
 
 Isa limit() {
