@@ -27,7 +27,7 @@ import networks
 import numpy as np
 import timing
 import torch
-from end_to_end import QUICK, blobs, input_of
+from end_to_end import CROP, QUICK, blobs, input_of
 from torch import Tensor
 
 from ddn_fast import ops
@@ -38,7 +38,6 @@ from ddn_fast.images import save_image, write_atomic
 from ddn_fast.runtime import runtime_for
 from ddn_fast.segmentation import Inputs, Segmenter
 
-SIZE = (375, 500)  # height and width of most photographs in PASCAL VOC
 NO_NETWORK, BFLOAT16 = "no network", "ddn_fast bf16"
 TENSORS, MAPS, MASKS, OVERLAYS, ONE_BY_ONE = (
     "tensors to label maps",
@@ -68,7 +67,7 @@ class Ellipses(Segmenter):
 
     def show(self, device: str) -> Any:
         """Make the map they all get."""
-        mask = np.zeros(SIZE, np.uint8)
+        mask = np.zeros(CROP, np.uint8)
         for label, (centre, axes) in enumerate([((180, 170), (110, 90)), ((370, 260), (90, 60))], 1):
             cv2.ellipse(mask, centre, axes, 20, 0, 360, label, -1)
         self.label_map = torch.from_numpy(mask).to(device)
@@ -124,7 +123,7 @@ def main() -> int:
         "machine": machine.describe() if arguments.device == "cpu" else machine.describe_cuda(),
         "method": timing.METHOD | {"cpu_ms": "of all threads, an image, those that spin between parallel loops too"},
         "ways": ABOUT,
-        "size": list(SIZE),
+        "size": list(CROP),
         "classes": len(CHOSEN),
         "batch": BATCH,
         "rows": [],
@@ -141,7 +140,7 @@ def main() -> int:
 def segmenters(arguments: argparse.Namespace) -> list[tuple[Any, int]]:
     """What segments, and how many images of it are a sample."""
     config = QUICK if arguments.quick else NetConfig()
-    x = torch.stack([input_of(blobs(seed, SIZE), config.side) for seed in range(2)])
+    x = torch.stack([input_of(blobs(seed, CROP), config.side) for seed in range(2)])
     model = networks.random_network(config, x).to(arguments.device)
     return [
         (NoNetwork(config, arguments.device).show(arguments.device), 4 * arguments.images),
@@ -184,7 +183,7 @@ def ways(net: Any, paths: Sequence[Path], out: Path) -> dict[str, Callable[[], N
     """How images become masks."""
     names = [net.config.classes[index] for index in CHOSEN]
     x = net.runtime.stack([net.network_input(path) for path in paths[:BATCH]]).to(net.input_like().dtype)
-    batches = [Inputs(x[: len(part)], [SIZE] * len(part), [CHOSEN] * len(part)) for part in parts(paths)]
+    batches = [Inputs(x[: len(part)], [CROP] * len(part), [CHOSEN] * len(part)) for part in parts(paths)]
 
     def drain(results: Any) -> None:
         for _ in results:
@@ -222,7 +221,7 @@ def write_images(folder: Path, count: int) -> list[Path]:
     paths = [folder / f"{number:06d}.jpg" for number in range(count)]
     for number, path in enumerate(paths):
         if number < BATCH:
-            _, jpeg = cv2.imencode(".jpg", blobs(number, SIZE), [cv2.IMWRITE_JPEG_QUALITY, 90])
+            _, jpeg = cv2.imencode(".jpg", blobs(number, CROP), [cv2.IMWRITE_JPEG_QUALITY, 90])
             path.write_bytes(jpeg.tobytes())
         else:
             os.link(paths[number % BATCH], path)

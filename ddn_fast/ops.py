@@ -4,9 +4,10 @@ Maps are logically ``[N,C,H,W]`` in any strides; channels_last is native, other 
 are channels_last. Switches are ``[B,h,w,ceil(C/4)]`` uint8 (see :mod:`ddn_fast.reference`). N may be 0; C, H and W may
 not. Every op is deterministic and works under ``torch.compile``.
 
-Pooling and unpooling take float32, float64, bfloat16 and float16, run on CPU and, where it was built, on CUDA, and can
-be differentiated any number of times. The others are for inference: backward through them raises RuntimeError. They
-take float32 or bfloat16, on CUDA weights in float16, too (:func:`merge_scores`: float32 or float64; the convolutions on
+:func:`network_input` takes uint8 images and has no gradient; on CUDA it is put together from torch's own ops. Pooling
+and unpooling take float32, float64, bfloat16 and float16, run on CPU and, where it was built, on CUDA, and can be
+differentiated any number of times. The others are for inference: backward through them raises RuntimeError. They take
+float32 or bfloat16, on CUDA weights in float16, too (:func:`merge_scores`: float32 or float64; the convolutions on
 CUDA: bfloat16 or float16, with weights of that dtype in the pairs layout). On the CPU they use the best of the
 machine's instruction sets, up to the one that the environment variable ``DDN_MAX_CPU_ISA`` names (see ``ddn-fast
 info``).

@@ -98,6 +98,9 @@ def test_resize_of_nothing_and_of_other_dtypes_are_named_errors():
         resize_matlab(torch.rand(5, 5), (4, 4), "bilinear", (5, 4))
 
 
+# --- files ---
+
+
 def test_modes_of_one_picture_all_load_as_rgb(tmp_path):
     grey = np.arange(12 * 17, dtype=np.uint8).reshape(12, 17)
     expected = np.repeat(grey[..., None], 3, 2)

@@ -11,6 +11,14 @@ import pytest
 from ddn_fast.threads import in_order
 
 
+def noted(count: int, drawn: list[int], seconds: float = 0.0) -> Iterator[int]:
+    """0 .. count - 1, each noted as it is drawn; the next one comes after so many seconds."""
+    for item in range(count):
+        drawn.append(item)
+        yield item
+        time.sleep(seconds)
+
+
 def test_results_come_in_order_however_long_each_takes() -> None:
     last_is_done = threading.Event()
 
@@ -26,13 +34,7 @@ def test_results_come_in_order_however_long_each_takes() -> None:
 
 def test_no_more_than_ahead_items_begin_before_a_result_is_taken() -> None:
     drawn: list[int] = []
-
-    def items() -> Iterator[int]:
-        for item in range(100):
-            drawn.append(item)
-            yield item
-
-    results = in_order(abs, items(), threads=2, ahead=5)
+    results = in_order(abs, noted(100, drawn), threads=2, ahead=5)
     assert next(results) == 0
     assert drawn == list(range(6))
     assert next(results) == 1
@@ -43,14 +45,7 @@ def test_no_more_than_ahead_items_begin_before_a_result_is_taken() -> None:
 
 def test_early_results_do_not_wait_for_others() -> None:
     drawn: list[int] = []
-
-    def items() -> Iterator[int]:
-        for item in range(1000):
-            drawn.append(item)
-            yield item
-            time.sleep(0.01)
-
-    results = in_order(abs, items(), threads=2, ahead=1000, early=True)
+    results = in_order(abs, noted(1000, drawn, 0.01), threads=2, ahead=1000, early=True)
     assert next(results) == 0
     assert len(drawn) < 500
     results.close()

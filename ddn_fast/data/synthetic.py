@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from ..errors import DataError
 from ..images import VOID, save_mask, write_atomic
+from ..info import cores
 from .tags import mask_classes
 
 Image = NDArray[np.uint8]
@@ -143,7 +144,7 @@ def generate(
         (root / folder).mkdir(parents=True, exist_ok=True)
     jobs = [(kind, n) for kind, count in counts.items() for n in range(count)]
     write = partial(_write_one, root, seed, settings or Settings())
-    with ProcessPoolExecutor(workers or len(os.sched_getaffinity(0))) as pool:
+    with ProcessPoolExecutor(workers or cores()) as pool:
         written = list(tqdm(pool.map(write, jobs, chunksize=16), "images", len(jobs), disable=not progress, unit="img"))
     for split, kinds in (("train", ("train", "scene", "closeup")), ("val", ("val",))):
         present = {name: classes for (kind, _), (name, classes) in zip(jobs, written, strict=True) if kind in kinds}

@@ -9,7 +9,6 @@ import contextlib
 import hashlib
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -22,7 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from .. import _C, distributed
+from .. import _C, distributed, info
 from ..errors import CheckpointError, ConfigError, DDNError, DistributedError, DivergedError, InputError
 from ..images import Array, remove_leftovers, save_image, write_atomic
 from ..network import DecoupledNet
@@ -291,7 +290,7 @@ def has_bfloat16(device: torch.device) -> bool:
 
 def default_workers() -> int:
     """Loader processes of this process: one core is left to the network where there are few."""
-    return max(1, min(8, len(os.sched_getaffinity(0)) // distributed.local_size() - 1))
+    return max(1, min(8, info.cores() // distributed.local_size() - 1))
 
 
 def _due(done: int, every: int) -> bool:
