@@ -81,6 +81,8 @@ def main() -> int:
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--out", type=Path, help="write the figures here as JSON")
     arguments = parser.parse_args()
+    if arguments.out:
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
     rivals: dict[str, Segmenter] = {"plain float32": load(arguments.weights)}
     for dtype in (torch.float32, torch.bfloat16):
         rivals[f"engine {str(dtype).removeprefix('torch.')}"] = load(arguments.weights, fast=True, dtype=dtype)

@@ -53,6 +53,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="see that it runs")
     arguments = parser.parse_args()
     machine.use_threads(arguments.threads)
+    path = machine.result_path(arguments.out, "data_loading")
     if arguments.quick:
         arguments.workers, arguments.images, arguments.batches = [0, 1], 6, 1
     with tempfile.TemporaryDirectory() as folder:
@@ -72,7 +73,6 @@ def main() -> int:
         "side": SIDE,
         "rows": rows,
     }
-    path = arguments.out / f"data_loading-{machine.name()}.json"
     write_atomic(path, (json.dumps(report, indent=1) + "\n").encode())
     print(path)
     return 0

@@ -78,19 +78,23 @@ def main() -> int:
     if arguments.memory_of:
         print(json.dumps(memory_of(arguments.memory_of, arguments)))
         return 0
-    path = arguments.out / f"end_to_end-{machine.name()}.json"
+    path = machine.result_path(arguments.out, "end_to_end")
     with tempfile.TemporaryDirectory() as folder:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder  # a first call that compiles, on every run
         if arguments.memory:
             report = json.loads(path.read_text()) if path.is_file() else _report(arguments)
             peaks = {name: _in_own_process(name, arguments) for name in arguments.rivals}
             report["memory"] = report.get("memory", {}) | peaks
+            _save(report, path)
         else:
-            report = measure(arguments)
-    write_atomic(path, (json.dumps(report, indent=1) + "\n").encode())
+            report = measure(arguments, path)
     draw(report, path.with_suffix(".png"))
     print(path)
     return 0
+
+
+def _save(report: dict[str, Any], path: Path) -> None:
+    write_atomic(path, (json.dumps(report, indent=1) + "\n").encode())
 
 
 def _report(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -143,8 +147,8 @@ def blobs(seed: int, size: tuple[int, int]) -> np.ndarray:
 
 
 @torch.no_grad()
-def measure(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Times, images a second and agreement of every rival in every scenario."""
+def measure(arguments: argparse.Namespace, path: Path) -> dict[str, Any]:
+    """Times, images a second and agreement of every rival in every scenario; written to `path` after each."""
     report = _report(arguments)
     bench = _Bench(arguments)
     limits = {"seconds": 0.01, "samples": 2, "least": 2} if arguments.quick else {
@@ -185,6 +189,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         }
         report["scenarios"].append(entry)
         show(entry)
+        _save(report, path)
     return report
 
 

@@ -120,13 +120,13 @@ class Bench:
             "scenarios": [],
             "failed": [],
         }
+        self.path = machine.result_path(arguments.out, "end_to_end", self.report["machine"]["name"])
         self.truth: dict[str, Tensor] = {}
 
     def save(self) -> Path:
         """Write what there is; returns where."""
-        path = self.arguments.out / f"end_to_end-{self.report['machine']['name']}.json"
-        write_atomic(path, (json.dumps(self.report, indent=1) + "\n").encode())
-        return path
+        write_atomic(self.path, (json.dumps(self.report, indent=1) + "\n").encode())
+        return self.path
 
     def left(self) -> float:
         """Seconds of the budget."""

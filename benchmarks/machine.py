@@ -150,15 +150,23 @@ def cuda_ceilings(side: int = 8192, megabytes: int = 2048, repeats: int = 10) ->
     return {key: round(value, 2) for key, value in found.items() if value}
 
 
+def result_path(folder: Path, benchmark: str, machine_name: str | None = None) -> Path:
+    """Where a benchmark's JSON goes; makes the folder, so that no measurement ends where it cannot be written."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / f"{benchmark}-{machine_name or name()}.json"
+
+
 def name() -> str:
-    """Of the machine, for file names: CPU model and threads, as in ``amd-epyc-2-threads``."""
+    """Of the machine, for file names: CPU model and threads, as in ``amd-epyc-family-26-model-2-2-threads``."""
     model = re.sub(r"\((r|tm)\)|\bcpu\b|@.*", " ", cpu_name().lower())
     return "-".join(re.findall("[a-z0-9]+", model)) + f"-{torch.get_num_threads()}-threads"
 
 
 def cpu_name() -> str:
-    """As /proc/cpuinfo has it."""
-    return _cpuinfo("model name") or platform.processor() or platform.machine()
+    """As /proc/cpuinfo has it, with family and model where the name has no number, as virtual machines call theirs."""
+    found = _cpuinfo("model name") or platform.processor() or platform.machine()
+    family, model = _cpuinfo("cpu family"), _cpuinfo("model")
+    return found if re.search(r"\d", found) or not (family and model) else f"{found} family {family} model {model}"
 
 
 def isas() -> list[str]:

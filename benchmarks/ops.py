@@ -94,7 +94,7 @@ def main() -> int:
         "method": CUDA_METHOD if on_cuda else METHOD,
         "rows": [],
     }
-    path = arguments.out / f"ops-{report['machine']['name']}.json"
+    path = machine.result_path(arguments.out, "ops", report["machine"]["name"])
     with torch.device(arguments.device):
         only = arguments.only or [op for op in reference.OPS if not (on_cuda and op in groups_training.OPS)]
         for rows, failure in measured(setting, only, report["ceilings"], limits):

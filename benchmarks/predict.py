@@ -128,10 +128,10 @@ def main() -> int:
         "batch": BATCH,
         "rows": [],
     }
+    path = machine.result_path(arguments.out, "predict", report["machine"]["name"])
     with tempfile.TemporaryDirectory() as folder:
         for net, count in segmenters(arguments):
             report["rows"] += measure(net, count, arguments, Path(folder))
-    path = arguments.out / f"predict-{report['machine']['name']}.json"
     write_atomic(path, (json.dumps(report, indent=1) + "\n").encode())
     print(path)
     return 0

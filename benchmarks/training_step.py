@@ -159,8 +159,7 @@ def main() -> int:
     if arguments.memory_of:
         print(json.dumps(peak(arguments.case[0], arguments.precision[0], arguments.memory_of)))
         return 0
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    path = arguments.out / f"training_step-{machine.name()}.json"
+    path = machine.result_path(arguments.out, "training_step")
     report = json.loads(path.read_text()) if path.exists() else {"benchmark": "training_step", "rows": [], "memory": []}
     report["machine"] = machine.describe()
     kind = "memory" if arguments.memory else "rows"

@@ -38,7 +38,8 @@ MACHINE = {"cpu", "cores", "threads", "isa", "caches", "governor", "versions", "
 
 
 def run(script: str, out: Path, *arguments: str) -> dict[str, Any]:
-    """A quick run in a process of its own; returns the JSON it wrote, of which there is one."""
+    """A quick run in a process of its own; returns the JSON it wrote, the only one, in a folder that it made."""
+    out = out / "results/new"
     command = [sys.executable, str(ROOT / "benchmarks" / script), "--quick", "--threads", "1", "--out", str(out)]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)])}
     result = subprocess.run([*command, *arguments], capture_output=True, text=True, env=environment, check=False)
