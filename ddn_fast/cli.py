@@ -88,33 +88,46 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _add_predict(commands: Any) -> None:
     parser = commands.add_parser("predict", help="segment images", description="Segment images into masks.")
-    parser.add_argument("inputs", nargs="+", metavar="FILE_OR_DIR", help="images, or folders of them")
+    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="images, folders of them, .txt lists of files")
     _add_model_options(parser)
     parser.add_argument(
         "--out", required=True, type=Path, metavar="DIR", help="masks/, overlays/, scores.jsonl go here"
     )
-    parser.add_argument("--labels", type=_names, metavar="A,B", help="segment these classes, not the identified ones")
+    parser.add_argument("--split", help="of the dataset folder INPUT: the images of this split")
+    parser.add_argument("--part", metavar="I/N", help="the I-th of N parts of the images, into DIR/part-I-of-N")
+    chosen = parser.add_mutually_exclusive_group()
+    chosen.add_argument("--labels", type=_names, metavar="A,B", help="segment these classes, not the identified ones")
+    chosen.add_argument(
+        "--tags", metavar="CSV", help="classes of each image: a CSV file (image,tags); or main or masks, of --split"
+    )
     parser.add_argument("--no-overlay", action="store_true", help="no overlay pictures")
     parser.add_argument("--resume", action="store_true", help="skip images that an earlier run finished")
     parser.set_defaults(run=_predict)
 
 
 def _predict(arguments: argparse.Namespace) -> int:
-    from .cli_predict import RECORDS, predict
+    from .cli_images import Part
+    from .cli_predict import predict
+    from .weights import fingerprint
 
-    model = _load(arguments)
+    part = Part.parse(arguments.part) if arguments.part else None
+    model, network = _load(arguments)
     summary = predict(
         model,
         arguments.inputs,
         arguments.out,
+        split=arguments.split,
+        part=part,
         labels=arguments.labels,
+        tags=arguments.tags,
         threshold=arguments.threshold,
         batch_size=arguments.batch_size,
         overlays=not arguments.no_overlay,
         resume=arguments.resume,
         progress=not arguments.quiet,
+        about={"network": network, "weights": fingerprint(arguments.weights)},
     )
-    print(f"{summary}; see {arguments.out / RECORDS}")
+    print(summary)
     return 1 if summary.failed else 0
 
 
@@ -138,7 +151,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     from .evaluate import evaluate
     from .images import write_atomic
 
-    model = _load(arguments)
+    model, _ = _load(arguments)
     result = evaluate(
         model,
         VocFolder(arguments.data, classes=model.config.classes),
@@ -333,8 +346,8 @@ def _add_device_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
 
 
-def _load(arguments: argparse.Namespace) -> Segmenter:
-    """The network to use, by default the engine where it has kernels; prints one line that says which."""
+def _load(arguments: argparse.Namespace) -> tuple[Segmenter, str]:
+    """The network to use, by default the engine where it has kernels, and which it is; prints one line that says so."""
     import torch
 
     from . import info
@@ -352,13 +365,13 @@ def _load(arguments: argparse.Namespace) -> Segmenter:
         except ImportError as error:
             raise InputError(f"--fast: {error}") from error
         print(f"engine: {dtype} on {engine.runtime.name}")
-        return engine
+        return engine, f"engine, {dtype}"
     model = load(arguments.weights, device=device)
     with contextlib.suppress(ImportError):  # without the extension the plain formulas do
         model.ops = importlib.import_module("ddn_fast.ops")
     why = "" if lack is None or arguments.fast is False else f" ({lack})"
     print(f"plain network: float32 on {device}{why}")
-    return model
+    return model, "plain, float32"
 
 
 def _device(name: str | None) -> str:

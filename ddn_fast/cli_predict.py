@@ -8,19 +8,21 @@ import json
 import os
 import secrets
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from .cli_images import Part, find_images, key_of, split_images, tags_of_images
 from .errors import DDNError, InputError
-from .images import IMAGE_SUFFIXES, one_large, save_image, write_atomic
+from .images import one_large, save_image, write_atomic
 from .segmentation import Segmentation, Segmenter
 from .threads import in_order
 
 RECORDS = "scores.jsonl"
+SETTINGS = "run.json"
 MASKS = "masks"
 OVERLAYS = "overlays"
 MAX_NAME_BYTES = 255  # of a file's name, on every common file system
@@ -34,10 +36,12 @@ class Summary:
     done: int = 0
     failed: int = 0
     skipped: int = 0
+    records: Path = Path(RECORDS)  # where they are
 
     def __str__(self) -> str:
         skipped = f", {self.skipped} already there" if self.skipped else ""
-        return f"{self.done} image{'' if self.done == 1 else 's'} segmented, {self.failed} failed{skipped}"
+        done = f"{self.done} image{'' if self.done == 1 else 's'} segmented"
+        return f"{done}, {self.failed} failed{skipped}; see {self.records}"
 
 
 def predict(
@@ -45,36 +49,53 @@ def predict(
     inputs: Sequence[str | Path],
     out: str | Path,
     *,
+    split: str | None = None,
+    part: Part | None = None,
     labels: Sequence[str] | None = None,
+    tags: str | Path | None = None,
     threshold: float = 0.5,
     batch_size: int = 8,
     overlays: bool = True,
     resume: bool = False,
     progress: bool = True,
+    about: Mapping[str, Any] | None = None,
 ) -> Summary:
-    """Segment every image of `inputs` (files, or folders with all below them) into the folder `out`.
+    """Segment every image of `inputs` (see :func:`find_images`) into the folder `out`.
 
     Writes ``masks/<name>.png``, ``overlays/<name>.jpg`` and ``scores.jsonl``, one record per image, written after its
-    pictures. Names are the files' stems, with ``-2``, ``-3`` .. where stems meet. A bad image becomes a record with an
-    ``error``, with no pictures left of an earlier run. After a kill the last few pictures may have no record. With
-    `resume`, images with a record and a mask are skipped and keep their names. Every file appears whole or not at all.
-    Raises InputError on wrong arguments and when there are no images, OSError when `out` cannot be written to or is
-    full.
+    pictures, and ``run.json``: what it was told, and what `about` adds, such as the weights. Names are the files'
+    stems, with ``-2``, ``-3`` .. where stems meet. A bad image becomes a record with an ``error``, with no pictures
+    left of an earlier run. After a kill the last few pictures may have no record. Every file appears whole or not at
+    all.
+
+    split   of the one dataset folder that `inputs` is then: its images
+    part    of the images; everything then goes into a folder of its own below `out`, ``part-2-of-8``
+    labels  class names to segment every image into, in place of those identified
+    tags    class names of each image: a CSV file, or ``main`` or ``masks`` of `split`; see :func:`tags_of_images`
+    resume  skip images that have a record and a mask, which keep their names
+
+    Raises InputError on wrong arguments, where there are no images, and where an earlier run of other settings is to
+    be resumed; DataError on bad tags; OSError when `out` cannot be written to or is full.
     """
-    out = Path(out)
-    paths = find_images(inputs, exclude=out)
+    if labels is not None and tags is not None:
+        raise InputError("labels, tags: wanted one of the two")
+    classes = model.config.classes
+    paths = split_images(inputs, split, classes, part) if split else find_images(inputs, Path(out), part)
+    named = None if tags is None else tags_of_images(str(tags), paths, inputs, split, classes)
+    out = Path(out) / part.folder if part else Path(out)
     done: set[str] = set()  # filled below: wrong arguments end the run here, with nothing written
-    remaining = (path for path in paths if _key(path) not in done)
-    results = model.segment_iter(remaining, labels, threshold=threshold, batch_size=batch_size, on_error="keep")
-    for folder in (MASKS, OVERLAYS) if overlays else (MASKS,):
-        (out / folder).mkdir(parents=True, exist_ok=True)
+    remaining = (path for path in paths if key_of(path) not in done)
+    of_each = zip(paths, named or (), strict=False)
+    chosen = labels if named is None else (names for path, names in of_each if key_of(path) not in done)
+    results = model.segment_iter(remaining, chosen, threshold=threshold, batch_size=batch_size, on_error="keep")
+    settings = {"threshold": threshold, "labels": labels and list(labels), "tags": tags and str(tags), **(about or {})}
     names = Names()
+    _begin(out, settings, resume, overlays)
     if resume and (out / RECORDS).is_file():
         done |= _keep_done(out, names)
     else:
         write_atomic(out / RECORDS, b"")
-    todo = [path for path in paths if _key(path) not in done]
-    summary = Summary(skipped=len(paths) - len(todo))
+    todo = [path for path in paths if key_of(path) not in done]
     # the network goes on while the pictures of a batch are drawn and written
     jobs = ((result, path, names.take(path.stem)) for path, result in zip(todo, results, strict=True))
 
@@ -82,12 +103,19 @@ def predict(
         return _write(*job, out, overlays)
 
     with (
-        (out / RECORDS).open("ab", buffering=0) as file,
         contextlib.closing(results),
         contextlib.closing(
             in_order(write, jobs, threads=model.runtime.host_threads, ahead=batch_size, early=True)
         ) as written,
-        tqdm(written, total=len(todo), desc="predict", unit="image", disable=not progress) as bar,
+    ):
+        return _record(written, Summary(skipped=len(paths) - len(todo), records=out / RECORDS), len(todo), progress)
+
+
+def _record(records: Iterable[dict[str, Any]], summary: Summary, count: int, progress: bool) -> Summary:
+    """Append what was written, in order, to the records; counts it."""
+    with (
+        summary.records.open("ab", buffering=0) as file,
+        tqdm(records, total=count, desc="predict", unit="image", disable=not progress) as bar,
     ):
         for record in bar:
             file.write(_line(record))
@@ -97,6 +125,23 @@ def predict(
             else:
                 summary.done += 1
     return summary
+
+
+def _begin(out: Path, settings: Mapping[str, Any], resume: bool, overlays: bool) -> None:
+    """Make the folders and ``run.json``; InputError where a run of other settings is to be resumed."""
+    path = out / SETTINGS
+    if resume and path.is_file():
+        try:
+            earlier = json.loads(path.read_bytes())
+            changed = [key for key, value in settings.items() if key in earlier and earlier[key] != value]
+        except (ValueError, TypeError) as error:
+            raise InputError(f"{path}: wanted what an earlier run wrote: {error}") from error
+        if changed:
+            told = ", ".join(f"{key} {earlier[key]!r}, now {settings[key]!r}" for key in changed)
+            raise InputError(f"{path}: wanted the earlier run's settings to resume it, which were {told}")
+    for folder in (MASKS, OVERLAYS) if overlays else (MASKS,):
+        (out / folder).mkdir(parents=True, exist_ok=True)
+    write_atomic(path, json.dumps(settings, indent=1, allow_nan=False).encode("ascii") + b"\n")
 
 
 class Names:
@@ -127,42 +172,9 @@ def _cut(stem: str, suffix: str) -> str:
     return stem + suffix
 
 
-def find_images(inputs: Sequence[str | Path], exclude: Path | None = None) -> list[Path]:
-    """Image files in the order given, each once; folders sorted, with all below them but `exclude` and hidden files.
-
-    A dataset folder stands for its JPEGImages: its masks are no images to segment. A file named outright is taken
-    whatever its suffix, even one that is missing: segmenting it says why it cannot be.
-    Raises InputError if nothing is found.
-    """
-    hidden = exclude.resolve() if exclude else None
-    found: dict[str, Path] = {}
-    for item in map(Path, inputs):
-        root = item / "JPEGImages" if (item / "JPEGImages").is_dir() else item
-        paths = sorted(_below(root, hidden)) if root.is_dir() else [root]
-        for path in paths:
-            found.setdefault(_key(path), path)
-    if not found:
-        where = ", ".join(map(str, inputs)) or "no files or folders"
-        raise InputError(f"predict: wanted images ({', '.join(sorted(IMAGE_SUFFIXES))}), found none in {where}")
-    return list(found.values())
-
-
-def _below(root: Path, exclude: Path | None) -> Iterable[Path]:
-    for folder, subfolders, files in os.walk(root):
-        here = Path(folder)
-        subfolders[:] = [name for name in subfolders if not name.startswith(".") and (here / name).resolve() != exclude]
-        yield from (
-            here / name for name in files if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES
-        )
-
-
-def _key(path: Path) -> str:
-    return str(Path(os.path.abspath(path)))  # noqa: PTH100  # a link is an image of its own: no resolve
-
-
 def _write(result: Segmentation, path: Path, name: str, out: Path, overlays: bool) -> dict[str, Any]:
     """Write the pictures of one image and return its record; what is wrong with the image becomes part of it."""
-    record: dict[str, Any] = {"image": _key(path), "name": name}
+    record: dict[str, Any] = {"image": key_of(path), "name": name}
     mask, picture = Path(MASKS, f"{name}.png"), Path(OVERLAYS, f"{name}.jpg")
     try:
         with one_large(result.mask.size):

@@ -17,12 +17,14 @@ from tiny_net import CLASSES, random_image, tiny_net, write_image
 
 from ddn_fast import cli_predict, info
 from ddn_fast.cli import main
-from ddn_fast.cli_predict import Names, find_images
+from ddn_fast.cli_images import find_images
+from ddn_fast.cli_predict import Names
 from ddn_fast.errors import InputError
 from ddn_fast.images import load_image, load_mask
 from ddn_fast.weights import load, save
 
 GOLDEN = Path(__file__).parent / "golden"
+LISTS = ["run.json", "scores.jsonl"]
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +42,7 @@ def photos(tmp_path: Path) -> Path:
     write_image(root / "b.PNG", 2, 41, 20)
     write_image(root / "sub" / "a.png", 3, 64, 64)
     write_image(root / ".hidden.png", 4, 5, 5)
-    (root / "notes.txt").write_text("not an image")
+    (root / "notes.md").write_text("not an image")
     return root
 
 
@@ -64,7 +66,7 @@ def test_predict_writes_masks_overlays_and_scores(weights, photos, tmp_path, cap
     out = tmp_path / "out"
     assert predict(weights, out, photos) == 0
     expected = ["masks/a-2.png", "masks/a.png", "masks/b.png"]
-    expected += ["overlays/a-2.jpg", "overlays/a.jpg", "overlays/b.jpg", "scores.jsonl"]
+    expected += ["overlays/a-2.jpg", "overlays/a.jpg", "overlays/b.jpg", *LISTS]
     assert files(out) == expected
     net = load(weights)
     for record in records(out):
@@ -82,7 +84,7 @@ def test_named_labels_and_threshold_reach_the_network(weights, photos, tmp_path)
     assert predict(weights, tmp_path / "named", photos / "a.png", "--labels", "dog, fox", "--no-overlay") == 0
     (record,) = records(tmp_path / "named")
     assert [label["name"] for label in record["labels"]] == ["dog", "fox"]
-    assert files(tmp_path / "named") == ["masks/a.png", "scores.jsonl"]
+    assert files(tmp_path / "named") == ["masks/a.png", *LISTS]
     assert predict(weights, tmp_path / "none", photos / "a.png", "--threshold", "1") == 0
     assert not load_mask(tmp_path / "none" / "masks/a.png", 6).any()
 
@@ -119,9 +121,9 @@ def test_without_the_extension_the_plain_network_is_the_default_and_fast_says_wh
 def test_bad_images_are_recorded_and_the_rest_goes_on(weights, photos, tmp_path, capsys):
     (photos / "aa.png").write_bytes((photos / "a.png").read_bytes()[:700])
     out = tmp_path / "out"
-    assert predict(weights, out, photos, photos / "none.jpg", photos / "notes.txt") == 1
+    assert predict(weights, out, photos, photos / "none.jpg", photos / "notes.md") == 1
     bad = {Path(record["image"]).name: record["error"] for record in records(out) if "error" in record}
-    assert set(bad) == {"aa.png", "none.jpg", "notes.txt"}
+    assert set(bad) == {"aa.png", "none.jpg", "notes.md"}
     assert all(error["type"] == "ImageError" for error in bad.values())
     printed = capsys.readouterr()
     assert "3 images segmented, 3 failed" in printed.out
@@ -170,7 +172,7 @@ def test_interrupted_run_leaves_whole_files_and_can_resume(weights, photos, tmp_
     assert predict(weights, out, photos, "--resume") == 0
     assert [record["image"] for record in records(out)] == [str(path) for path in find_images([photos], exclude=out)]
     assert files(out) == sorted(
-        [name for record in records(out) for name in (record["mask"], record["overlay"])] + ["scores.jsonl"]
+        [name for record in records(out) for name in (record["mask"], record["overlay"])] + LISTS
     )
 
 
@@ -189,7 +191,7 @@ def test_what_was_segmented_before_an_interruption_is_recorded(photos, tmp_path,
         cli_predict.predict(net, [photos], tmp_path / "out", batch_size=1, progress=False)
     found = records(tmp_path / "out")
     assert [record["image"] for record in found] == [str(path) for path in find_images([photos])[:2]]
-    assert len(files(tmp_path / "out")) == 1 + 2 * len(found)
+    assert len(files(tmp_path / "out")) == len(LISTS) + 2 * len(found)
 
 
 def test_pictures_are_written_while_the_network_runs(photos, tmp_path, monkeypatch):
@@ -275,7 +277,7 @@ def test_an_image_that_fails_leaves_no_pictures_of_an_earlier_run(weights, photo
     assert predict(weights, out, photos) == 0
     (photos / "b.PNG").write_text("broken")
     assert predict(weights, out, photos) == 1
-    assert files(out) == ["masks/a-2.png", "masks/a.png", "overlays/a-2.jpg", "overlays/a.jpg", "scores.jsonl"]
+    assert files(out) == ["masks/a-2.png", "masks/a.png", "overlays/a-2.jpg", "overlays/a.jpg", *LISTS]
 
 
 def test_resume_does_not_hold_the_records(tmp_path):

@@ -22,7 +22,7 @@ ORDER = [
     "training.recipe", "training.loss", "training.solver", "training.bn", "training.checkpoint", "training.curves",
     "training.board", "training.validation", "training.share", "training.loop", "training.classifier",
     "training.kept_maps", "training.trained_part", "training.segmenter", "training",
-    "demo", "process_group", "cli_predict", "cli", "train", "",
+    "demo", "process_group", "cli_images", "cli_predict", "cli", "train", "",
 ]  # fmt: skip
 
 FILES = {

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import io
 import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +24,7 @@ CSV_NAME = "tags.csv"  # what "auto" looks for in the folder
 _MAIN_FLAGS = {"1": PRESENT, "0": UNKNOWN, "-1": ABSENT}  # VOC writes 0 for objects that are all difficult
 _CACHE_VERSION = 1
 _MAX_CACHE_BYTES = 256 << 20
+_MAX_LINE = 1 << 16  # characters, of a CSV file
 
 Tags = dict[str, NDArray[np.int8]]
 
@@ -114,32 +114,53 @@ def tags_from_csv(folder: VocFolder, ids: Sequence[str], path: Path) -> Tags:
     Raises DataError, naming the line, for another header, a class or image that the folder lacks, or an image that
     occurs twice; and for an id without a line.
     """
-    numbers = {name: number for number, name in enumerate(folder.classes)}
-    reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
     found: Tags = {}
-    try:
-        header = [field.strip().lower() for field in next(reader, [])]
-        if header != ["image", "tags"]:
-            raise DataError(f"{path}:1: wanted the header 'image,tags', got {','.join(header)!r}")
-        for row in reader:
-            if not any(field.strip() for field in row):
-                continue
-            where = f"{path}:{reader.line_num}"
-            if len(row) != 2:
-                raise DataError(f"{where}: wanted 2 fields, got {len(row)}")
-            image_id = _image_id(folder, row[0].strip(), where)
-            if image_id in found:
-                raise DataError(f"{where}: image {image_id!r} occurs twice")
-            vector = found[image_id] = np.zeros(folder.num_classes, np.int8)
-            for name in _split_names(row[1].strip(), numbers):
-                if name not in numbers:
-                    raise DataError(f"{where}: unknown class {name!r}; known are {', '.join(folder.classes)}")
-                vector[numbers[name]] = PRESENT
-    except csv.Error as error:
-        raise DataError(f"{path}:{reader.line_num}: {error}") from error
+    for where, image, labels in csv_rows(path, folder.classes):
+        image_id = _image_id(folder, image, where)
+        if image_id in found:
+            raise DataError(f"{where}: image {image_id!r} occurs twice")
+        vector = found[image_id] = np.zeros(folder.num_classes, np.int8)
+        vector[labels] = PRESENT
     if missing := [image_id for image_id in ids if image_id not in found]:
         raise DataError(f"{path}: {len(missing)} of {len(ids)} images have no line, the first is {missing[0]!r}")
     return {image_id: found[image_id] for image_id in ids}
+
+
+def csv_rows(path: Path, classes: Sequence[str]) -> Iterator[tuple[str, str, list[int]]]:
+    """Line by line what a CSV file of :func:`tags_from_csv` says: ``file:line``, image, class indices.
+
+    Raises DataError, naming the line, for a file that cannot be read, another header or an unknown class.
+    """
+    numbers = {name: number for number, name in enumerate(classes)}
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(_bounded_lines(file, path), strict=True)
+            header = [field.strip().lower() for field in next(reader, [])]
+            if header != ["image", "tags"]:
+                raise DataError(f"{path}:1: wanted the header 'image,tags', got {','.join(header)!r}")
+            for row in reader:
+                if not any(field.strip() for field in row):
+                    continue
+                where = f"{path}:{reader.line_num}"
+                if len(row) != 2:
+                    raise DataError(f"{where}: wanted 2 fields, got {len(row)}")
+                names = _split_names(row[1].strip(), numbers)
+                if unknown := [name for name in names if name not in numbers]:
+                    raise DataError(f"{where}: unknown class {unknown[0]!r}; known are {', '.join(classes)}")
+                yield where, row[0].strip(), [numbers[name] for name in names]
+    except csv.Error as error:
+        raise DataError(f"{path}:{reader.line_num}: {error}") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: wanted UTF-8 text, byte {error.start} of a part of it is none") from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot read: {error.strerror or error}") from error
+
+
+def _bounded_lines(file: TextIO, path: Path) -> Iterator[str]:
+    for number, line in enumerate(iter(lambda: file.readline(_MAX_LINE + 1), ""), 1):
+        if len(line) > _MAX_LINE:
+            raise DataError(f"{path}:{number}: wanted lines of at most {_MAX_LINE} characters")
+        yield line
 
 
 def _image_id(folder: VocFolder, name: str, where: str) -> str:

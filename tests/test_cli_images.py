@@ -1,0 +1,196 @@
+"""What ``ddn-fast predict`` segments, and into which tags: lists, splits, parts, CSV files; and what a run resumes."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from test_cli import predict, records
+from tiny_net import CLASSES, tiny_net, write_image
+from voc_writer import write_voc
+
+from ddn_fast.cli_images import Part, find_images, tags_of_images
+from ddn_fast.errors import DataError, InputError
+from ddn_fast.images import load_mask
+from ddn_fast.weights import fingerprint, save
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("weights")
+    save(tiny_net(), folder)
+    return folder
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    root = tmp_path / "photos"
+    (root / "sub").mkdir(parents=True)
+    for seed, name in enumerate(("a.png", "b.png", "c.png", "sub/a.png")):
+        write_image(root / name, seed, 20 + seed, 24)
+    return root
+
+
+def found_labels(out: Path) -> dict[str, list[str]]:
+    return {
+        "/".join(Path(record["image"]).parts[-2:]): [label["name"] for label in record["labels"]]
+        for record in records(out)
+    }
+
+
+def test_each_image_gets_the_tags_that_the_csv_has_for_it(weights, photos, tmp_path, capsys):
+    tags = tmp_path / "tags.csv"
+    tags.write_text("image,tags\nb,dog;ant\nphotos/sub/a.png,fox\nc.png,\nelsewhere.jpg,bee\n")
+    out, plain = tmp_path / "out", tmp_path / "plain"
+    assert predict(weights, out, photos, "--tags", tags) == 0
+    assert predict(weights, plain, photos) == 0
+    identified = found_labels(plain)["photos/a.png"]
+    assert identified not in ([], ["fox"])
+    assert found_labels(out) == {
+        "photos/a.png": identified, "photos/b.png": ["ant", "dog"], "photos/c.png": [], "sub/a.png": ["fox"],
+    }  # fmt: skip
+    assert "no line for 1 of 4 images, the first is" in capsys.readouterr().err
+    masks = {record["image"]: load_mask(out / record["mask"], 6) for record in records(out)}
+    assert not masks[str(photos / "c.png")].any()
+    assert set(masks[str(photos / "sub/a.png")].flat) <= {0, 1 + CLASSES.index("fox")}
+
+
+def test_resume_goes_on_with_the_tags_of_what_is_left(weights, photos, tmp_path):
+    tags = tmp_path / "tags.csv"
+    lines = [f"{path},{name}" for path, name in zip(find_images([photos]), CLASSES, strict=False)]
+    tags.write_text("\n".join(["image,tags", *lines]))
+    out = tmp_path / "out"
+    assert predict(weights, out, photos, "--tags", tags) == 0
+    expected = found_labels(out)
+    assert sorted(expected.values()) == [[name] for name in CLASSES[:4]]
+    (out / "masks/b.png").unlink()
+    assert predict(weights, out, photos, "--tags", tags, "--resume") == 0
+    assert found_labels(out) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("image,tags\na,ant\n", r"tags\.csv:2: 'a' may be .*photos/a\.png or .*sub/a\.png: wanted their paths"),
+        ("image,tags\nzebra,ant\n", r"no line for 4 of 4 images, the first is .*a\.png"),
+        ("image,tags\nb,lion\n", r"tags\.csv:2: unknown class 'lion'"),
+        ("image,tags\nb,ant\nb,bee\n", r"tags\.csv:3: image 'b' occurs twice"),
+        ("image,tags\nphotos/b.png,ant\n./photos/b.png,bee\n", r"tags\.csv:3: .* occurs twice"),
+        ("image;tags\nb;ant\n", r"tags\.csv:1: wanted the header"),
+        ("image,tags\n" + "b" * 70_000 + ",ant\n", r"tags\.csv:2: wanted lines of at most"),
+        ("image,tags\nb,\xff\n", r"wanted UTF-8 text"),
+    ],
+)
+def test_bad_tags_are_one_named_error_and_nothing_is_written(weights, photos, tmp_path, capsys, text, error):
+    (tmp_path / "tags.csv").write_text(text, encoding="latin-1")
+    assert predict(weights, tmp_path / "out", photos, "--tags", tmp_path / "tags.csv") == 2
+    with pytest.raises(DataError, match=error):
+        tags_of_images(str(tmp_path / "tags.csv"), find_images([photos]), [photos], None, CLASSES)
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_split_of_a_dataset_is_segmented_into_its_own_tags(weights, tmp_path, capsys):
+    root = write_voc(tmp_path / "voc", {"x": [1], "y": [2, 3], "z": [1]}, {"some": ["y", "x"]}, None)
+    main = root / "ImageSets/Main"
+    main.mkdir()
+    for name, x, y in (("ant", 1, -1), ("bee", -1, 1), ("cow", 0, 1), ("dog", -1, -1), ("elk", -1, 0), ("fox", -1, -1)):
+        (main / f"{name}_some.txt").write_text(f"x {x}\ny {y}\nz 1\n")
+    assert predict(weights, tmp_path / "main", root, "--split", "some", "--tags", "main") == 0
+    assert found_labels(tmp_path / "main") == {"JPEGImages/y.png": ["bee", "cow"], "JPEGImages/x.png": ["ant"]}
+    assert predict(weights, tmp_path / "masks", root, "--split", "some", "--tags", "masks") == 0
+    assert found_labels(tmp_path / "masks") == {"JPEGImages/y.png": ["bee", "cow"], "JPEGImages/x.png": ["ant"]}
+    capsys.readouterr()
+    for arguments, message in (
+        ((root, "--tags", "main"), "tags main: wanted the split"),
+        ((root / "JPEGImages", "--split", "some"), "split: wanted one folder with JPEGImages in it"),
+        ((root, "--split", "none"), "splits here: some"),
+        ((root, "--split", "some", "--tags", "guess"), "got 'guess'"),
+    ):
+        assert predict(weights, tmp_path / "bad", *arguments) == 2
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "bad").exists()
+
+
+def test_parts_are_disjoint_complete_and_stay_when_images_are_added(tmp_path):
+    for k in range(60):
+        (tmp_path / f"{k}.jpg").touch()
+    parts = [Part(k + 1, 3) for k in range(3)]
+    before = [set(find_images([tmp_path], part=part)) for part in parts]
+    assert sorted(path for found in before for path in found) == sorted(find_images([tmp_path]))
+    assert all(8 < len(found) < 32 for found in before)
+    (tmp_path / "00.jpg").touch()
+    after = [set(find_images([tmp_path], part=part)) for part in parts]
+    assert [len(new - old) for old, new in zip(before, after, strict=True)].count(1) == 1
+    assert all(old <= new for old, new in zip(before, after, strict=True))
+
+
+def test_parts_together_write_what_one_run_writes_each_into_its_folder(weights, photos, tmp_path, capsys):
+    assert predict(weights, tmp_path / "whole", photos, "--batch-size", 1) == 0
+    out = tmp_path / "out"
+    for index in (1, 2, 3, 4, 5):  # of four images: one part at least is empty
+        assert predict(weights, out, photos, "--batch-size", 1, "--part", f"{index}/5") == 0
+    assert "0 images segmented, 0 failed" in capsys.readouterr().out
+    folders = [out / Part(index, 5).folder for index in (1, 2, 3, 4, 5)]
+    assert sorted(out.iterdir()) == sorted(folders)
+    masks = {record["image"]: folder / record["mask"] for folder in folders for record in records(folder)}
+    for record in records(tmp_path / "whole"):
+        mask = masks.pop(record["image"])
+        assert mask.read_bytes() == (tmp_path / "whole" / record["mask"]).read_bytes()
+    assert not masks
+    assert predict(weights, out, photos, "--part", "1/5", "--resume", "--batch-size", 1) == 0
+
+
+@pytest.mark.parametrize("text", ["0/2", "3/2", "2", "1/0", "-1/2", "a/b", "1/2/3", ""])
+def test_a_part_is_named_by_two_numbers(text):
+    with pytest.raises(InputError, match=r"part: wanted which of how many, as in 2/8"):
+        Part.parse(text)
+
+
+def test_a_list_names_files_one_a_line(photos, tmp_path, monkeypatch):
+    monkeypatch.chdir(photos)
+    listed = tmp_path / "list.txt"
+    listed.write_bytes(b"b.png\r\n\n" + os.fsencode(photos / "sub/a.png") + b"\nnone.jpg\n./b.png\n \xff.png")
+    wanted = [Path("b.png"), photos / "sub/a.png", Path("none.jpg"), Path(" \udcff.png")]
+    assert find_images([listed]) == wanted
+    assert find_images([listed, photos / "c.png"]) == [*wanted, photos / "c.png"]
+
+
+@pytest.mark.parametrize("content", [b"a\0b.png\n", b"x" * 5000, b"ok.png\n" + b"x" * 10_000_000])
+def test_a_list_that_is_none_is_a_named_error(tmp_path, content):
+    (tmp_path / "list.txt").write_bytes(content)
+    with pytest.raises(InputError, match=r"list\.txt:\d: wanted a path of an image"):
+        find_images([tmp_path / "list.txt"])
+    with pytest.raises(InputError, match=r"none\.txt: cannot read the list: No such file"):
+        find_images([tmp_path / "none.txt"])
+
+
+def test_a_run_is_resumed_with_its_own_settings_only(weights, photos, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert predict(weights, out, photos, "--threshold", "0.4") == 0
+    written = json.loads((out / "run.json").read_text())
+    assert written == {
+        "threshold": 0.4, "labels": None, "tags": None, "network": written["network"], "weights": fingerprint(weights),
+    }  # fmt: skip
+    other = tmp_path / "other"
+    save(tiny_net(1), other)
+    assert fingerprint(other) != fingerprint(weights)
+    (out / "masks/b.png").unlink()
+    before = (out / "scores.jsonl").read_bytes()
+    capsys.readouterr()
+    for given, arguments, message in (
+        (weights, (), "threshold 0.4, now 0.5"),
+        (weights, ("--threshold", "0.4", "--labels", "ant"), "labels None, now ['ant']"),
+        (weights, ("--threshold", "0.4", "--no-fast"), "now 'plain, float32'"),
+        (other, ("--threshold", "0.4"), "weights "),
+    ):
+        assert predict(given, out, photos, "--resume", *arguments) == 2
+        assert message in capsys.readouterr().err
+    assert (out / "scores.jsonl").read_bytes() == before
+    assert predict(weights, out, photos, "--resume", "--threshold", "0.4", "--batch-size", "2") == 0
+    (out / "run.json").write_text("[")
+    assert predict(weights, out, photos, "--resume") == 2
+    (out / "run.json").unlink()  # as runs before it was written left it
+    assert predict(weights, out, photos, "--resume") == 0
