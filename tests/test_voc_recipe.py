@@ -119,6 +119,7 @@ def test_every_command_runs(
     assert set(folder.masked_ids("trainaug")) == {*TRAIN, *SBD_TRAIN, *SBD_VAL} - set(VAL)
     assert json.loads(Path("runs/25/val.json").read_text())["images"] == len(VAL)
     assert Path("masks/masks/2007_000033.png").is_file()
+    assert {path.stem for path in Path("masks-of-tags/masks").iterdir()} == set(folder.ids("Main/trainval"))
     chosen = {run: Path(f"runs/{run}/masks.txt").read_text().split() for run in ("25", "10", "5", "full", "25x4")}
     assert set(chosen["full"]) == set(folder.ids("trainaug"))
     assert all(set(chosen[run]) <= set(TRAIN) for run in ("25", "10", "5", "25x4"))
