@@ -73,8 +73,8 @@ def network_input(image: Tensor, side: int, dtype: torch.dtype = torch.float32) 
 
     image ``[H,W,3]`` uint8, red, green, blue. Zero padding at the bottom and right to a square, MATLAB's bilinear
     resize, blue before red, minus MEAN_BGR. Sums are float64, so that constant areas stay constant, rounded to float32
-    and from there to `dtype`, float32 or bfloat16. Runs on the caller's thread alone and lets go of the GIL: threads
-    prepare images beside each other.
+    and from there to `dtype`, float32, bfloat16 or float16. Runs on the caller's thread alone and lets go of the GIL:
+    threads prepare images beside each other.
     """
     return torch.ops.ddn_fast.network_input.default(image, side, dtype)
 
@@ -230,9 +230,8 @@ def _check_image(image: Tensor, side: int, dtype: torch.dtype) -> None:
         lambda: f"{op}: image must be [H,W,3] with H and W at least 1, got {list(image.shape)}",
     )
     torch._check(side > 0, lambda: f"{op}: side must be at least 1, got {side}")
-    torch._check(
-        dtype in (torch.float32, torch.bfloat16), lambda: f"{op}: dtype must be Float or BFloat16, got {dtype}"
-    )
+    wanted = (torch.float32, torch.bfloat16, torch.float16)
+    torch._check(dtype in wanted, lambda: f"{op}: dtype must be Float, BFloat16 or Half, got {dtype}")
 
 
 @torch.library.register_fake("ddn_fast::network_input")

@@ -96,7 +96,7 @@ class _Item(NamedTuple):
     source: Source
     chosen: list[int] | None  # class indices the caller named
     size: tuple[int, int]  # height, width
-    x: Tensor | None  # [3,S,S] float32 or bfloat16
+    x: Tensor | None  # [3,S,S] float32, bfloat16 or float16
     error: ImageError | NumericsError | None
 
 
@@ -261,8 +261,9 @@ class Segmenter:
         source, chosen = pair
         try:
             image = as_image(source)
-            # rounded here, by many threads, where the network takes bfloat16
-            dtype = torch.bfloat16 if self.input_like().dtype == torch.bfloat16 else torch.float32
+            # rounded here, by many threads, where the network takes half of float32
+            wanted = self.input_like().dtype
+            dtype = wanted if wanted in (torch.bfloat16, torch.float16) else torch.float32
             return _Item(source, chosen, (image.shape[0], image.shape[1]), self._input_of(image, dtype), None)
         except ImageError as error:
             return _Item(source, chosen, (0, 0), None, error)

@@ -61,7 +61,8 @@ def test_it_rounds_the_sums_of_float64_once(case: tuple[int, int, int]) -> None:
     height, width, side = case
     image = torch.from_numpy(random_image(2, height, width))
     got, wanted = ops.network_input(image, side), reference.network_input(image, side)
-    assert torch.equal(ops.network_input(image, side, torch.bfloat16), got.bfloat16())
+    for half in (torch.bfloat16, torch.float16):
+        assert torch.equal(ops.network_input(image, side, half), got.to(half))
     # sums in another order may differ in float64's last places, and so fall on the other side of a tie: next to never
     assert (got != wanted).double().mean() <= 1e-5
     torch.testing.assert_close(got, wanted, rtol=2e-7, atol=1e-5)
@@ -109,7 +110,7 @@ BAD = [
     ((torch.zeros(3, 4, 4, dtype=torch.uint8), 8), "image must be [H,W,3] with H and W at least 1, got [3,4,4]"),
     ((torch.zeros(0, 4, 3, dtype=torch.uint8), 8), "image must be [H,W,3] with H and W at least 1, got [0,4,3]"),
     ((torch.zeros(4, 4, 3, dtype=torch.uint8), 0), "side must be at least 1, got 0"),
-    ((torch.zeros(4, 4, 3, dtype=torch.uint8), 8, torch.float16), "dtype must be Float or BFloat16, got Half"),
+    ((torch.zeros(4, 4, 3, dtype=torch.uint8), 8, torch.float64), "dtype must be Float, BFloat16 or Half, got Double"),
 ]
 
 

@@ -58,6 +58,31 @@ def test_a_stack_is_torchs_bit_for_bit(dtype: torch.dtype) -> None:
     assert runtime.CpuRuntime().stack(items[:1]).shape == (1, 3, 5, 7)
 
 
+@pytest.mark.parametrize(
+    ("takes", "wanted"), [*((half, half) for half in (torch.bfloat16, torch.float16)), (torch.float64, torch.float32)],
+    ids=str,
+)  # fmt: skip
+def test_images_come_from_the_decoding_threads_in_the_dtype_that_the_network_takes(
+    takes: torch.dtype, wanted: torch.dtype, pictures: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So the thread that calls only gathers them, and on CUDA sends half the bytes."""
+    net, stacked = tiny_net(), []
+
+    class Stops(runtime.Runtime):
+        def stack(self, items: Any) -> Tensor:
+            stacked.extend(items)
+            raise InterruptedError
+
+    monkeypatch.setattr(net, "runtime", Stops())
+    monkeypatch.setattr(net, "ops", ops)
+    monkeypatch.setattr(net, "input_like", lambda: torch.empty(0, dtype=takes))
+    with pytest.raises(InterruptedError):
+        net.segment(pictures[:2])
+    for x, picture in zip(stacked, pictures, strict=False):
+        assert torch.equal(x, net.network_input(picture).to(wanted))
+        assert x.dtype == wanted
+
+
 @pytest.mark.gpu
 def test_a_stack_for_cuda_lies_in_pinned_memory_and_is_not_copied_again(last_gpu: torch.device) -> None:
     found = runtime.CudaRuntime(last_gpu)

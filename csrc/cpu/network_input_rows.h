@@ -27,7 +27,7 @@ template <bool kFirst>
   for (int64_t i = 0; i < count; ++i) total[i] = (kFirst ? 0 : total[i]) + weight * from[i];
 }
 
-// E: float or BF16.
+// E: float, BF16 or FP16.
 template <class E>
 void input_rows(const NetworkInputParams& p, const Taps& taps) {
   const int64_t square = p.height > p.width ? p.height : p.width, row = 3 * p.width;
@@ -69,7 +69,11 @@ void input_rows(const NetworkInputParams& p, const Taps& taps) {
 }
 
 void input_rows_of(const NetworkInputParams& p, const Taps& taps) {
-  p.dtype == Dtype::bfloat16 ? input_rows<BF16>(p, taps) : input_rows<float>(p, taps);
+  switch (p.dtype) {
+    case Dtype::bfloat16: return input_rows<BF16>(p, taps);
+    case Dtype::float16: return input_rows<FP16>(p, taps);
+    default: return input_rows<float>(p, taps);
+  }
 }
 
 }  // namespace

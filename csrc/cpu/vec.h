@@ -22,9 +22,12 @@ constexpr int kWidth = 4;
 
 typedef float Vec [[gnu::vector_size(4 * kWidth)]];
 typedef uint32_t UVec [[gnu::vector_size(4 * kWidth)]];
-typedef uint16_t HalfVec [[gnu::vector_size(2 * kWidth)]];  // the bits of kWidth bfloat16
+typedef uint16_t HalfVec [[gnu::vector_size(2 * kWidth)]];  // the bits of kWidth bfloat16 or float16
 
 struct BF16 {
+  uint16_t bits;
+};
+struct FP16 {  // written, never read: the CPU computes in no float16
   uint16_t bits;
 };
 
@@ -70,6 +73,20 @@ DDN_INLINE void store(BF16* to, Vec v) {
 #endif
 }
 
+// To the nearest, ties to even; what is too large becomes infinite, NaN stays NaN.
+DDN_INLINE void store(FP16* to, Vec v) {
+#if defined(__AVX512F__)
+  store_bits(to, _mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+#else
+  const UVec bits = (UVec)v, sign = bits >> 16 & 0x8000, size = bits & 0x7fffffff;
+  const UVec normal = (size - 0x38000000 + 0xfff + (size >> 13 & 1)) >> 13;  // its exponent's bias is 112 less
+  const UVec small = (UVec)((Vec)size + splat(0.5f)) - 0x3f000000;           // 0.5's last place is float16's least value
+  const UVec large = size > 0x7f800000 ? (size >> 13 & 0x3ff) | 0x7e00 : UVec{} + 0x7c00;
+  const UVec magnitude = size < 0x38800000 ? small : size < 0x47800000 ? normal : large;
+  store_bits(to, __builtin_convertvector(magnitude | sign, HalfVec));
+#endif
+}
+
 // The first `count` values, the rest 0; and their reverse. For the last channels of a map.
 #if defined(__AVX512VL__) && defined(__AVX512BW__)
 DDN_INLINE __mmask16 lanes_below(int count) {
@@ -85,9 +102,10 @@ DDN_INLINE Vec load_some(const BF16* from, int count) {
 DDN_INLINE void store_some(float* to, Vec v, int count) {
   count >= kWidth ? store(to, v) : _mm512_mask_storeu_ps(to, lanes_below(count), (__m512)v);
 }
-DDN_INLINE void store_some(BF16* to, Vec v, int count) {
+template <class E>  // BF16, FP16
+DDN_INLINE void store_some(E* to, Vec v, int count) {
   if (count >= kWidth) return store(to, v);
-  BF16 padded[kWidth];
+  E padded[kWidth];
   store(padded, v);
   _mm256_mask_storeu_epi16(to, lanes_below(count), load_bits<__m256i>(padded));
 }
