@@ -4,7 +4,9 @@
 // threads at work.
 //
 //   peak THREADS MILLISECONDS MEGABYTES [plain|avx2|avx_vnni|avx512|avx512_vnni|avx512_bf16|amx_bf16 ...]
+#if defined(__x86_64__)
 #include <immintrin.h>
+#endif
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -28,10 +30,16 @@ constexpr int kTries = 7;
 std::atomic<float> sink;    // keeps results alive
 volatile float one = 1.0f;  // unknown to the compiler
 
+#if defined(__x86_64__)
+#define DDN_TARGET(names) __attribute__((target(names)))
+#else
+#define DDN_TARGET(names)  // plain alone
+#endif
+
 // Independent chains of multiply-adds in registers, enough of them to hide the latency of one (4 or 5 cycles, two
 // units). A function a target: an instruction set is only allowed inside it. Returns floating-point operations.
 #define DEFINE_FMA_LOOP(NAME, TARGET, LANES, CHAINS)                                                \
-  __attribute__((target(TARGET))) double NAME(long rounds) {                                        \
+  DDN_TARGET(TARGET) double NAME(long rounds) {                                                     \
     typedef float Vector __attribute__((vector_size(4 * LANES)));                                   \
     const Vector scale = Vector{} + one * 0.999f, step = Vector{} + 0.001f;                         \
     Vector chain[CHAINS];                                                                           \
@@ -44,12 +52,13 @@ volatile float one = 1.0f;  // unknown to the compiler
     return 2.0 * LANES * CHAINS * rounds;                                                           \
   }
 DEFINE_FMA_LOOP(fma_plain, "sse2", 4, 10)
+#if defined(__x86_64__)
 DEFINE_FMA_LOOP(fma_avx2, "avx2,fma", 8, 12)
 DEFINE_FMA_LOOP(fma_avx512, "avx512f", 16, 24)
 
 // Chains of pairs of 16-bit values, multiplied and added into 32 bits: STEP of a chain, one vector of NUMBERs.
 #define DEFINE_PAIRS_LOOP(NAME, TARGET, BYTES, CHAINS, NUMBER, STEP)                                  \
-  __attribute__((target(TARGET))) double NAME(long rounds) {                                          \
+  DDN_TARGET(TARGET) double NAME(long rounds) {                                                       \
     constexpr int kChains = CHAINS;                                                                   \
     typedef NUMBER Vector __attribute__((vector_size(BYTES)));                                        \
     Vector chain[kChains];                                                                            \
@@ -112,6 +121,23 @@ bool request_amx() {
   constexpr int kRequestPermission = 0x1023, kTileData = 18;
   return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
 }
+#endif
+
+using Loop = double (*)(long);
+
+// Of an instruction set; null where it may not be used.
+Loop loop_of(const std::string& isa) {
+  if (isa == "plain") return fma_plain;
+#if defined(__x86_64__)
+  if (isa == "avx2") return fma_avx2;
+  if (isa == "avx_vnni") return fma_avx_vnni;
+  if (isa == "avx512") return fma_avx512;
+  if (isa == "avx512_vnni") return fma_avx512_vnni;
+  if (isa == "avx512_bf16") return fma_avx512_bf16;
+  if (isa == "amx_bf16" && request_amx()) return fma_amx_bf16;
+#endif
+  return nullptr;
+}
 
 double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
@@ -135,7 +161,7 @@ double run(int threads, const std::function<void(int)>& work) {
   return seconds_since(start);
 }
 
-double tera_flops(double (*loop)(long), int threads, double seconds) {
+double tera_flops(Loop loop, int threads, double seconds) {
   long rounds = 1000;
   for (;; rounds *= 2) {  // as many as take the time asked for
     const auto start = Clock::now();
@@ -189,15 +215,7 @@ int main(int argc, char** argv) {
   std::printf("{");
   for (int i = 4; i < argc; ++i) {
     const std::string isa = argv[i];
-    double (*loop)(long) = nullptr;
-    if (isa == "plain") loop = fma_plain;
-    if (isa == "avx2") loop = fma_avx2;
-    if (isa == "avx_vnni") loop = fma_avx_vnni;
-    if (isa == "avx512") loop = fma_avx512;
-    if (isa == "avx512_vnni") loop = fma_avx512_vnni;
-    if (isa == "avx512_bf16") loop = fma_avx512_bf16;
-    if (isa == "amx_bf16" && request_amx()) loop = fma_amx_bf16;
-    if (loop)
+    if (const Loop loop = loop_of(isa))
       std::printf("\"%s\": %.4g, ", isa.c_str(), tera_flops(loop, threads, seconds));
     else
       std::printf("\"%s\": null, ", isa.c_str());

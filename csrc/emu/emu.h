@@ -1,6 +1,8 @@
 // Host back end of cuda/dev.cuh and cuda/warp.cuh: kernels and the code that launches them run under g++ and its
 // sanitizers. Threads are fibers (fibers.h, which also says what this finds); what they do to memory is here.
 #pragma once
+#include <cmath>
+
 #include "emu/fibers.h"
 
 #define DDN_DEVICE inline
@@ -208,9 +210,11 @@ inline float widened<BFloat16>(uint16_t bits) {
 }
 template <>
 inline float widened<Float16>(uint16_t bits) {
-  _Float16 half;
-  std::memcpy(&half, &bits, sizeof half);
-  return static_cast<float>(half);
+  const uint32_t word = (bits & 0x7fffu) << 13;
+  float value;
+  std::memcpy(&value, &word, sizeof value);
+  value = word < 0x0f800000 ? value * 0x1p112f : value * 0x1p112f * (word > 0x0f800000 ? NAN : INFINITY);
+  return bits & 0x8000 ? -value : value;
 }
 template <class T>
 uint16_t narrowed(float value);
@@ -223,10 +227,14 @@ inline uint16_t narrowed<BFloat16>(float value) {
 }
 template <>
 inline uint16_t narrowed<Float16>(float value) {
-  const _Float16 half = static_cast<_Float16>(value);
-  uint16_t bits;
-  std::memcpy(&bits, &half, sizeof bits);
-  return bits;
+  // by hand, as not every g++ has the type: to the nearest, ties to even
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  const uint32_t sign = bits >> 16 & 0x8000, size = bits & 0x7fffffff;
+  if (size >= 0x47800000) return static_cast<uint16_t>(sign | (size > 0x7f800000 ? 0x7e00 : 0x7c00));
+  if (size < 0x38800000)  // in units of float16's least value
+    return static_cast<uint16_t>(sign | static_cast<uint32_t>(std::lrint(std::fabs(value) * 0x1p24f)));
+  return static_cast<uint16_t>(sign | (size - 0x38000000 + 0xfff + (size >> 13 & 1)) >> 13);
 }
 }  // namespace emu
 
