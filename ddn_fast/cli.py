@@ -101,7 +101,9 @@ def _add_predict(commands: Any) -> None:
         "--tags", metavar="CSV", help="classes of each image: a CSV file (image,tags); or main or masks, of --split"
     )
     parser.add_argument("--no-overlay", action="store_true", help="no overlay pictures")
-    parser.add_argument("--resume", action="store_true", help="skip images that an earlier run finished")
+    again = parser.add_mutually_exclusive_group()
+    again.add_argument("--resume", action="store_true", help="skip images that an earlier run finished")
+    again.add_argument("--overwrite", action="store_true", help="forget the records of an earlier run")
     parser.set_defaults(run=_predict)
 
 
@@ -124,6 +126,7 @@ def _predict(arguments: argparse.Namespace) -> int:
         batch_size=arguments.batch_size,
         overlays=not arguments.no_overlay,
         resume=arguments.resume,
+        overwrite=arguments.overwrite,
         progress=not arguments.quiet,
         about={"network": network, "weights": fingerprint(arguments.weights)},
     )

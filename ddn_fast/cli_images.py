@@ -140,12 +140,11 @@ def _each(inputs: Iterable[str | Path], hidden: Path | None) -> Iterator[Path]:
 
 
 def _below(root: Path, exclude: Path | None) -> Iterable[Path]:
+    suffixes = tuple(IMAGE_SUFFIXES)
     for folder, subfolders, files in os.walk(root):
         here = Path(folder)
         subfolders[:] = [name for name in subfolders if not name.startswith(".") and (here / name).resolve() != exclude]
-        yield from (
-            here / name for name in files if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES
-        )
+        yield from (here / name for name in files if name.lower().endswith(suffixes) and not name.startswith("."))
 
 
 def _listed(path: Path) -> Iterator[Path]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import json
 import os
 import secrets
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,7 @@ def predict(
     batch_size: int = 8,
     overlays: bool = True,
     resume: bool = False,
+    overwrite: bool = False,
     progress: bool = True,
     about: Mapping[str, Any] | None = None,
 ) -> Summary:
@@ -68,17 +70,21 @@ def predict(
     left of an earlier run. After a kill the last few pictures may have no record. Every file appears whole or not at
     all.
 
-    split   of the one dataset folder that `inputs` is then: its images
-    part    of the images; everything then goes into a folder of its own below `out`, ``part-2-of-8``
-    labels  class names to segment every image into, in place of those identified
-    tags    class names of each image: a CSV file, or ``main`` or ``masks`` of `split`; see :func:`tags_of_images`
-    resume  skip images that have a record and a mask, which keep their names
+    split      of the one dataset folder that `inputs` is then: its images
+    part       of the images; everything then goes into a folder of its own below `out`, ``part-2-of-8``
+    labels     class names to segment every image into, in place of those identified
+    tags       class names of each image: a CSV file, or ``main`` or ``masks`` of `split`; see :func:`tags_of_images`
+    resume     skip images that have a record and a mask, which keep their names
+    overwrite  forget the records of an earlier run; its pictures stay where this one writes none of their names
 
-    Raises InputError on wrong arguments, where there are no images, and where an earlier run of other settings is to
-    be resumed; DataError on bad tags; OSError when `out` cannot be written to or is full.
+    Raises InputError on wrong arguments, where there are no images, where `out` holds a run that is neither to be
+    resumed nor to be overwritten, or one of other settings is to be resumed, and while another run writes there;
+    DataError on bad tags; OSError when `out` cannot be written to or is full.
     """
     if labels is not None and tags is not None:
         raise InputError("labels, tags: wanted one of the two")
+    if resume and overwrite:
+        raise InputError("resume, overwrite: wanted one of the two")
     classes = model.config.classes
     paths = split_images(inputs, split, classes, part) if split else find_images(inputs, Path(out), part)
     named = None if tags is None else tags_of_images(str(tags), paths, inputs, split, classes)
@@ -90,25 +96,23 @@ def predict(
     results = model.segment_iter(remaining, chosen, threshold=threshold, batch_size=batch_size, on_error="keep")
     settings = {"threshold": threshold, "labels": labels and list(labels), "tags": tags and str(tags), **(about or {})}
     names = Names()
-    _begin(out, settings, resume, overlays)
-    if resume and (out / RECORDS).is_file():
-        done |= _keep_done(out, names)
-    else:
-        write_atomic(out / RECORDS, b"")
-    todo = [path for path in paths if key_of(path) not in done]
-    # the network goes on while the pictures of a batch are drawn and written
-    jobs = ((result, path, names.take(path.stem)) for path, result in zip(todo, results, strict=True))
 
     def write(job: tuple[Segmentation, Path, str]) -> dict[str, Any]:
         return _write(*job, out, overlays)
 
-    with (
-        contextlib.closing(results),
-        contextlib.closing(
-            in_order(write, jobs, threads=model.runtime.host_threads, ahead=batch_size, early=True)
-        ) as written,
-    ):
-        return _record(written, Summary(skipped=len(paths) - len(todo), records=out / RECORDS), len(todo), progress)
+    with contextlib.closing(results), _alone_in(out):
+        _check_earlier(out, settings, resume, overwrite)
+        _begin(out, settings, overlays)
+        if resume and (out / RECORDS).is_file():
+            done |= _keep_done(out, names)
+        else:
+            write_atomic(out / RECORDS, b"")
+        todo = [path for path in paths if key_of(path) not in done]
+        # the network goes on while the pictures of a batch are drawn and written
+        jobs = ((result, path, names.take(path.stem)) for path, result in zip(todo, results, strict=True))
+        records = in_order(write, jobs, threads=model.runtime.host_threads, ahead=batch_size, early=True)
+        with contextlib.closing(records):
+            return _record(records, Summary(skipped=len(paths) - len(todo), records=out / RECORDS), len(todo), progress)
 
 
 def _record(records: Iterable[dict[str, Any]], summary: Summary, count: int, progress: bool) -> Summary:
@@ -127,21 +131,46 @@ def _record(records: Iterable[dict[str, Any]], summary: Summary, count: int, pro
     return summary
 
 
-def _begin(out: Path, settings: Mapping[str, Any], resume: bool, overlays: bool) -> None:
-    """Make the folders and ``run.json``; InputError where a run of other settings is to be resumed."""
-    path = out / SETTINGS
-    if resume and path.is_file():
-        try:
-            earlier = json.loads(path.read_bytes())
-            changed = [key for key, value in settings.items() if key in earlier and earlier[key] != value]
-        except (ValueError, TypeError) as error:
-            raise InputError(f"{path}: wanted what an earlier run wrote: {error}") from error
-        if changed:
-            told = ", ".join(f"{key} {earlier[key]!r}, now {settings[key]!r}" for key in changed)
-            raise InputError(f"{path}: wanted the earlier run's settings to resume it, which were {told}")
+def _check_earlier(out: Path, settings: Mapping[str, Any], resume: bool, overwrite: bool) -> None:
+    """InputError where `out` holds a run that this one would spoil."""
+    records, path = out / RECORDS, out / SETTINGS
+    if not resume:
+        if not overwrite and records.is_file() and records.stat().st_size:
+            raise InputError(f"{out}: already holds a run; resume it, overwrite it or name another folder")
+        return
+    if not path.is_file():
+        return
+    try:
+        earlier = json.loads(path.read_bytes())
+        changed = [key for key, value in settings.items() if key in earlier and earlier[key] != value]
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{path}: wanted what an earlier run wrote: {error}") from error
+    if changed:
+        told = ", ".join(f"{key} {earlier[key]!r}, now {settings[key]!r}" for key in changed)
+        raise InputError(f"{path}: wanted the earlier run's settings to resume it, which were {told}")
+
+
+def _begin(out: Path, settings: Mapping[str, Any], overlays: bool) -> None:
     for folder in (MASKS, OVERLAYS) if overlays else (MASKS,):
         (out / folder).mkdir(parents=True, exist_ok=True)
-    write_atomic(path, json.dumps(settings, indent=1, allow_nan=False).encode("ascii") + b"\n")
+    write_atomic(out / SETTINGS, json.dumps(settings, indent=1, allow_nan=False).encode("ascii") + b"\n")
+
+
+@contextlib.contextmanager
+def _alone_in(out: Path) -> Iterator[None]:
+    """Makes `out` and holds it, so that no other process writes there; InputError where one does."""
+    out.mkdir(parents=True, exist_ok=True)
+    folder = os.open(out, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)  # gone with the process, however it ends
+        except BlockingIOError as error:
+            raise InputError(f"{out}: another run is writing there") from error
+        except OSError:  # a file system without locks
+            pass
+        yield
+    finally:
+        os.close(folder)
 
 
 class Names:

@@ -225,7 +225,7 @@ def test_pictures_are_written_while_the_network_runs(photos, tmp_path, monkeypat
 
 def test_a_second_run_does_not_read_its_own_output(weights, photos):
     assert predict(weights, photos / "out", photos) == 0
-    assert predict(weights, photos / "out", photos) == 0
+    assert predict(weights, photos / "out", photos, "--overwrite") == 0
     assert len(records(photos / "out")) == 3
 
 
@@ -276,7 +276,7 @@ def test_an_image_that_fails_leaves_no_pictures_of_an_earlier_run(weights, photo
     out = tmp_path / "out"
     assert predict(weights, out, photos) == 0
     (photos / "b.PNG").write_text("broken")
-    assert predict(weights, out, photos) == 1
+    assert predict(weights, out, photos, "--overwrite") == 1
     assert files(out) == ["masks/a-2.png", "masks/a.png", "overlays/a-2.jpg", "overlays/a.jpg", *LISTS]
 
 

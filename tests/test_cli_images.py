@@ -11,6 +11,7 @@ from test_cli import predict, records
 from tiny_net import CLASSES, tiny_net, write_image
 from voc_writer import write_voc
 
+from ddn_fast import cli_predict
 from ddn_fast.cli_images import Part, find_images, tags_of_images
 from ddn_fast.errors import DataError, InputError
 from ddn_fast.images import load_mask
@@ -194,3 +195,35 @@ def test_a_run_is_resumed_with_its_own_settings_only(weights, photos, tmp_path, 
     assert predict(weights, out, photos, "--resume") == 2
     (out / "run.json").unlink()  # as runs before it was written left it
     assert predict(weights, out, photos, "--resume") == 0
+
+
+def test_a_folder_that_holds_a_run_is_not_begun_anew_unasked(weights, photos, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert predict(weights, out, photos) == 0
+    before = (out / "scores.jsonl").read_bytes()
+    capsys.readouterr()
+    assert predict(weights, out, photos) == 2
+    assert "already holds a run; resume it, overwrite it or name another folder" in capsys.readouterr().err
+    assert (out / "scores.jsonl").read_bytes() == before
+    assert predict(weights, out, photos / "a.png", "--overwrite", "--threshold", "0.3") == 0
+    assert len(records(out)) == 1
+    assert json.loads((out / "run.json").read_text())["threshold"] == 0.3
+
+
+def test_two_runs_do_not_write_into_one_folder(photos, tmp_path, monkeypatch):
+    """The second begins while the first one is at its first image, and is refused; the first one is unharmed."""
+    net, out, refused = tiny_net(), tmp_path / "out", []
+    write = cli_predict._write
+
+    def second(*arguments):
+        if not refused:
+            with pytest.raises(InputError, match="another run is writing there") as error:
+                cli_predict.predict(net, [photos], out, overwrite=True, progress=False)
+            refused.append(error)
+        return write(*arguments)
+
+    monkeypatch.setattr(cli_predict, "_write", second)
+    assert cli_predict.predict(net, [photos], out, progress=False).done == 4
+    assert len(records(out)) == 4
+    assert refused
+    assert cli_predict.predict(net, [photos], out, resume=True, progress=False).skipped == 4
