@@ -44,16 +44,16 @@ Make = Callable[..., Dataset[Batch]]
 def main() -> int:
     """Measure; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, default=machine.RESULTS, help="folder for the JSON")
+    parser.add_argument("--out", type=Path, help=machine.OUT_HELP)
     cores = len(os.sched_getaffinity(0))
     parser.add_argument("--workers", type=int, nargs="+", default=range(cores + 1), help="0: the process itself")
-    parser.add_argument("--images", type=int, default=96)
-    parser.add_argument("--batches", type=int, default=12, help="of each of five measured stretches")
-    parser.add_argument("--threads", type=int, help="torch's, which name the machine (default: one a core)")
+    parser.add_argument("--images", type=machine.positive, default=96)
+    parser.add_argument("--batches", type=machine.positive, default=12, help="of each of five measured stretches")
+    parser.add_argument("--threads", type=machine.positive, help="name the machine, too (default: one a core)")
     parser.add_argument("--quick", action="store_true", help="see that it runs")
     arguments = parser.parse_args()
     machine.use_threads(arguments.threads)
-    path = machine.result_path(arguments.out, "data_loading")
+    path = machine.result_path(arguments.out, "data_loading", whole=not arguments.quick)
     if arguments.quick:
         arguments.workers, arguments.images, arguments.batches = [0, 1], 6, 1
     with tempfile.TemporaryDirectory() as folder:

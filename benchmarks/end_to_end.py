@@ -61,13 +61,13 @@ METHOD = timing.METHOD | {
 def main() -> int:
     """Measure; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, default=machine.RESULTS, help="folder for JSON and plot")
+    parser.add_argument("--out", type=Path, help=machine.OUT_HELP)
     parser.add_argument("--ops", choices=("compiled", "reference"), default="compiled", help="whose ops are ours")
     parser.add_argument("--rivals", nargs="+", choices=networks.RIVALS, default=list(networks.RIVALS), metavar="NAME")
     parser.add_argument("--scenarios", nargs="+", choices=SCENARIOS, default=list(SCENARIOS), metavar="NAME")
     parser.add_argument("--seconds", type=float, default=40.0, help="for the samples of one scenario")
-    parser.add_argument("--samples", type=int, default=15, help="of one rival, at most")
-    parser.add_argument("--threads", type=int, help="default: one for each core")
+    parser.add_argument("--samples", type=machine.positive, default=15, help="of one rival, at most")
+    parser.add_argument("--threads", type=machine.positive, help="default: one for each core")
     parser.add_argument("--no-compile", action="store_true", help=f"{networks.STOCK_BEST!r} without torch.compile")
     parser.add_argument("--memory", action="store_true", help="peak memory of each rival instead of times")
     parser.add_argument("--quick", action="store_true", help="a tiny network, two samples: does it run?")
@@ -78,7 +78,9 @@ def main() -> int:
     if arguments.memory_of:
         print(json.dumps(memory_of(arguments.memory_of, arguments)))
         return 0
-    path = machine.result_path(arguments.out, "end_to_end")
+    whole = (arguments.rivals, arguments.scenarios) == (list(networks.RIVALS), list(SCENARIOS)) or arguments.memory
+    usual = arguments.ops == "compiled" and not (arguments.quick or arguments.no_compile)
+    path = machine.result_path(arguments.out, "end_to_end", whole=whole and usual)
     with tempfile.TemporaryDirectory() as folder:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder  # a first call that compiles, on every run
         if arguments.memory:

@@ -72,7 +72,7 @@ Stream = Callable[[], list[Tensor]]
 def main() -> int:
     """Measure; returns the exit status, 1 where a rival failed."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, default=machine.RESULTS, help="folder for the JSON")
+    parser.add_argument("--out", type=Path, help=machine.OUT_HELP)
     parser.add_argument("--rivals", nargs="+", choices=networks.ON_CUDA, default=list(DEFAULT), metavar="NAME")
     parser.add_argument("--scenarios", nargs="+", choices=SCENARIOS, default=list(SCENARIOS), metavar="NAME")
     parser.add_argument("--budget", type=float, default=float("inf"), help="seconds after which nothing is begun")
@@ -82,6 +82,7 @@ def main() -> int:
     parser.add_argument("--ops", choices=("compiled", "reference"), default="compiled", help="whose ops are ours")
     parser.add_argument("--quick", action="store_true", help="a tiny network, two samples: does it run?")
     arguments = parser.parse_args()
+    machine.check_device(parser, arguments.device)
     bench = Bench(arguments)
     bench.measure([name for name in arguments.rivals if name != COMPILED_LAST])
     if COMPILED_LAST in arguments.rivals:
@@ -120,7 +121,8 @@ class Bench:
             "scenarios": [],
             "failed": [],
         }
-        self.path = machine.result_path(arguments.out, "end_to_end", self.report["machine"]["name"])
+        whole = (arguments.scenarios, arguments.ops) == (list(SCENARIOS), "compiled") and not arguments.quick
+        self.path = machine.result_path(arguments.out, "end_to_end", self.report["machine"]["name"], whole=whole)
         self.truth: dict[str, Tensor] = {}
 
     def save(self) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -20,6 +21,8 @@ import ddn_fast
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks/results"
+PARTIAL = ROOT / "runs/benchmarks"
+OUT_HELP = f"folder (default {RESULTS.relative_to(ROOT)}; {PARTIAL.relative_to(ROOT)} if quick or a part)"
 
 # glibc hands large blocks back to the system and gets them zeroed, page by page, at the next call: half the time of an
 # eager network. These keep them, on huge pages. They are read when a process starts.
@@ -37,6 +40,20 @@ def use_allocator_settings() -> None:
     if "GLIBC_TUNABLES" not in os.environ:
         environment = os.environ | {"GLIBC_TUNABLES": ALLOCATOR}
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
+
+
+def positive(text: str) -> int:
+    """A whole number from 1, for argparse."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"wanted a whole number from 1, got {number}")
+    return number
+
+
+def check_device(parser: argparse.ArgumentParser, device: str) -> None:
+    """Ends the program where there is no such device."""
+    if device != "cpu" and not torch.cuda.is_available():
+        parser.error(f"--device: wanted a CUDA device for {device}, torch {torch.__version__} finds none")
 
 
 def use_threads(threads: int | None) -> None:
@@ -150,8 +167,12 @@ def cuda_ceilings(side: int = 8192, megabytes: int = 2048, repeats: int = 10) ->
     return {key: round(value, 2) for key, value in found.items() if value}
 
 
-def result_path(folder: Path, benchmark: str, machine_name: str | None = None) -> Path:
-    """Where a benchmark's JSON goes; makes the folder, so that no measurement ends where it cannot be written."""
+def result_path(folder: Path | None, benchmark: str, machine_name: str | None = None, *, whole: bool = True) -> Path:
+    """Where a benchmark's JSON goes: `folder`, else RESULTS, whose files README's tables are made from.
+
+    What is not the `whole` of it goes elsewhere unless told. Makes the folder: no measurement ends in vain.
+    """
+    folder = folder or (RESULTS if whole else PARTIAL)
     folder.mkdir(parents=True, exist_ok=True)
     return folder / f"{benchmark}-{machine_name or name()}.json"
 

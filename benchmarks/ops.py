@@ -50,22 +50,26 @@ QUICK = NetConfig(tuple("abcdef"), side=64, widths=(8, 16, 16, 32, 32), fc=64, b
 def main() -> int:
     """Measure; returns the exit status, 1 where a result is wrong."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, default=machine.RESULTS, help="folder for JSON and plot")
+    parser.add_argument("--out", type=Path, help=machine.OUT_HELP)
     parser.add_argument("--ops", choices=("compiled", "reference"), default="compiled", help="whose ops are ours")
     parser.add_argument(
         "--only", nargs="+", choices=reference.OPS, metavar="OP", help="default: all; on CUDA those of inference"
     )
     parser.add_argument("--isa", nargs="+", choices=machine.isas(), default=[], help="default: those that matter")
     parser.add_argument(
-        "--batches", type=int, nargs="+", help="maps of a stage, images of a dense layer (default 1 4; on CUDA 32 8 1)"
+        "--batches",
+        type=machine.positive,
+        nargs="+",
+        help="maps or images (default 1 4; on CUDA 32 8 1)",
     )
     parser.add_argument("--seconds", type=float, help="for the samples of one shape and dtype (default 6; on CUDA 0.4)")
-    parser.add_argument("--samples", type=int, default=15, help="of one rival, at most")
-    parser.add_argument("--threads", type=int, help="default: one for each core")
+    parser.add_argument("--samples", type=machine.positive, default=15, help="of one rival, at most")
+    parser.add_argument("--threads", type=machine.positive, help="default: one for each core")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--budget", type=float, default=float("inf"), help="seconds after which no group is begun")
     parser.add_argument("--quick", action="store_true", help="tiny shapes, two samples: does it run?")
     arguments = parser.parse_args()
+    machine.check_device(parser, arguments.device)
     start = time.perf_counter()
     on_cuda = arguments.device == "cuda"
     if not on_cuda:
@@ -94,7 +98,8 @@ def main() -> int:
         "method": CUDA_METHOD if on_cuda else METHOD,
         "rows": [],
     }
-    path = machine.result_path(arguments.out, "ops", report["machine"]["name"])
+    whole = not (arguments.quick or arguments.only or arguments.isa or arguments.batches or arguments.ops != "compiled")
+    path = machine.result_path(arguments.out, "ops", report["machine"]["name"], whole=whole)
     with torch.device(arguments.device):
         only = arguments.only or [op for op in reference.OPS if not (on_cuda and op in groups_training.OPS)]
         for rows, failure in measured(setting, only, report["ceilings"], limits):

@@ -106,13 +106,16 @@ class NoNetwork(Ellipses):
 def main() -> int:
     """Measure; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, default=machine.RESULTS, help="folder for the JSON")
+    parser.add_argument("--out", type=Path, help=machine.OUT_HELP)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--images", type=int, default=64, help="of a sample; without a network four times as many")
-    parser.add_argument("--samples", type=int, default=5, help="of each way")
-    parser.add_argument("--threads", type=int, help="default: one for each core")
+    parser.add_argument(
+        "--images", type=machine.positive, default=64, help="of a sample; with no network four times that"
+    )
+    parser.add_argument("--samples", type=machine.positive, default=5, help="of each way")
+    parser.add_argument("--threads", type=machine.positive, help="default: one for each core")
     parser.add_argument("--quick", action="store_true", help="a tiny network, few images: does it run?")
     arguments = parser.parse_args()
+    machine.check_device(parser, arguments.device)
     machine.use_allocator_settings()
     machine.use_threads(arguments.threads)
     if arguments.quick:
@@ -128,7 +131,7 @@ def main() -> int:
         "batch": BATCH,
         "rows": [],
     }
-    path = machine.result_path(arguments.out, "predict", report["machine"]["name"])
+    path = machine.result_path(arguments.out, "predict", report["machine"]["name"], whole=not arguments.quick)
     with tempfile.TemporaryDirectory() as folder:
         for net, count in segmenters(arguments):
             report["rows"] += measure(net, count, arguments, Path(folder))

@@ -146,7 +146,7 @@ def peak(name: str, precision: str, way: str) -> dict[str, int]:
 def main() -> int:
     """Measure; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, default=machine.RESULTS, help="folder for the JSON")
+    parser.add_argument("--out", type=Path, help=machine.OUT_HELP)
     parser.add_argument("--case", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--precision", nargs="+", choices=("bfloat16", "float32"), default=["bfloat16", "float32"])
     parser.add_argument("--ways", nargs="+", choices=sorted({*WAYS, *MEMORY_WAYS}))

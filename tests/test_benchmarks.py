@@ -250,6 +250,17 @@ def test_plain_training_keeps_the_values_and_gradients_when_its_unpooling_is_opa
         assert (got - wanted).norm() < 1e-3 * wanted.norm()  # in float32 normalisation of few values magnifies rounding
 
 
+def test_a_part_of_a_benchmark_does_not_replace_the_results_that_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("RESULTS", "PARTIAL"):
+        monkeypatch.setattr(machine, name, tmp_path / name)
+    assert machine.result_path(None, "ops", "x") == tmp_path / "RESULTS/ops-x.json"
+    assert machine.result_path(None, "ops", "x", whole=False) == tmp_path / "PARTIAL/ops-x.json"
+    assert machine.result_path(tmp_path / "named", "ops", "x", whole=False) == tmp_path / "named/ops-x.json"
+    assert (tmp_path / "named").is_dir()
+
+
 def test_loading_is_measured_for_both_stages_with_and_without_kept_images(tmp_path: Path) -> None:
     report = run("data_loading.py", tmp_path)
     assert report["size"] == [500, 375]
