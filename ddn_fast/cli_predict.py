@@ -94,7 +94,8 @@ def predict(
     of_each = zip(paths, named or (), strict=False)
     chosen = labels if named is None else (names for path, names in of_each if key_of(path) not in done)
     results = model.segment_iter(remaining, chosen, threshold=threshold, batch_size=batch_size, on_error="keep")
-    settings = {"threshold": threshold, "labels": labels and list(labels), "tags": tags and str(tags), **(about or {})}
+    told = {"threshold": float(threshold), "labels": labels and list(labels), "tags": tags and str(tags)}
+    settings = told | dict(about or {})
     names = Names()
 
     def write(job: tuple[Segmentation, Path, str]) -> dict[str, Any]:

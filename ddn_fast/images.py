@@ -47,8 +47,8 @@ VOID = 255
 EXIF_ORIENTATION = 0x0112  # the tag
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"})
 
-# Bounds on what a file may unpack to, checked on its header. The area is where Pillow warns.
-MAX_PIXELS = 89_478_485
+# Bounds on what a file may unpack to, checked on its header. The area is where Pillow, unasked, refuses.
+MAX_PIXELS = 178_956_970
 MAX_SIDE = 65_535
 MAX_JPEG_SIDE = 65_500  # that the JPEG library writes
 
@@ -110,7 +110,8 @@ def as_image(source: str | Path | NDArray[Any]) -> Array:
     if isinstance(source, str | os.PathLike):
         return load_image(source)
     if not isinstance(source, np.ndarray):
-        raise ImageError(f"image: wanted a path or an HxWx3 uint8 array, got {type(source).__name__}")
+        hint = ": np.asarray(image.convert('RGB')) is one" if isinstance(source, Image.Image) else ""
+        raise ImageError(f"image: wanted a path or an HxWx3 uint8 array, got {type(source).__name__}{hint}")
     if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3:
         raise ImageError(f"image: wanted an HxWx3 uint8 RGB array, got {source.dtype} of shape {list(source.shape)}")
     _check_size(source.shape[1], source.shape[0], "image", ImageError, MAX_PIXELS)

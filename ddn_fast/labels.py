@@ -19,10 +19,25 @@ def class_indices(names: str | Iterable[str], classes: Sequence[str]) -> list[in
     names = [names] if isinstance(names, str) else list(names)
     for name in names:
         if name not in classes:
-            close = difflib.get_close_matches(str(name), classes, n=3)
-            hint = f"did you mean {' or '.join(close)}?" if close else f"known are {', '.join(classes)}"
-            raise InputError(f"labels: unknown class {name!r}; {hint}")
+            raise InputError(f"labels: {unknown_class(name, classes)}")
     return sorted({classes.index(name) for name in names})
+
+
+def unknown_class(name: Any, classes: Sequence[str]) -> str:
+    """What to say of a name that is no class's: the closest ones, or all."""
+    close = _closest(str(name), classes)
+    hint = f"did you mean {' or '.join(close)}?" if close else f"known are {', '.join(classes)}"
+    return f"unknown class {name!r}; {hint}"
+
+
+def is_nearly_known(name: str, classes: Sequence[str]) -> bool:
+    """Whether :func:`unknown_class` has close ones to offer."""
+    return bool(_closest(name, classes))
+
+
+def _closest(name: str, classes: Sequence[str]) -> list[str]:
+    lower = {known.lower(): known for known in classes}
+    return [lower[found] for found in difflib.get_close_matches(name.lower(), lower, n=3)]
 
 
 def pair_labels(

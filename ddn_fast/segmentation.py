@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -209,18 +210,18 @@ class Segmenter:
         on_error: Literal["raise", "keep"] = "raise",
     ) -> Generator[Segmentation, None, None]:
         """:meth:`segment` as a stream: holds a few batches however many images there are."""
-        if isinstance(threshold, bool) or not isinstance(threshold, int | float) or not 0 <= threshold <= 1:
+        if isinstance(threshold, bool) or not isinstance(threshold, Real) or not 0 <= threshold <= 1:
             raise InputError(f"threshold: wanted a number from 0 to 1, got {threshold!r}")
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        if isinstance(batch_size, bool) or not isinstance(batch_size, Integral) or batch_size < 1:
             raise InputError(f"batch_size: wanted a whole number from 1, got {batch_size!r}")
         if on_error not in ("raise", "keep"):
             raise InputError(f"on_error: wanted 'raise' or 'keep', got {on_error!r}")
         if _is_one_image(images):
-            images = [images]  # type: ignore[list-item]
+            images = [images]
         elif not isinstance(images, Iterable):
             raise InputError(f"images: wanted paths or HxWx3 uint8 arrays, got {type(images).__name__}")
         pairs = pair_labels(images, labels, self.config.classes)
-        return self._segment_pairs(pairs, float(threshold), batch_size, on_error == "keep")
+        return self._segment_pairs(pairs, float(threshold), int(batch_size), on_error == "keep")
 
     def run(self, batches: Iterable[Inputs], threshold: float = 0.5) -> Iterator[list[Labelled]]:
         """Label maps of batches that are tensors already; what :meth:`segment` does between decoding and results.

@@ -269,7 +269,9 @@ def _write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, s
 @contextlib.contextmanager
 def _open_safetensors(path: Path) -> Iterator[Any]:
     if not path.is_file():
-        raise WeightsError(f"{path}: wanted a saved network, the file is missing")
+        below = path.parent / "weights"
+        hint = f"; pass {below}" if (below / WEIGHTS).is_file() else ""
+        raise WeightsError(f"{path}: wanted a saved network, the file is missing{hint}")
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             yield file

@@ -160,6 +160,35 @@ def test_csv_tags_accept_ids_file_names_and_both_separators(root: Path, tmp_path
     assert as_lists(read_tags(folder, "val", str(path))) == {"c": [0, 0, 0], "a": [1, 1, 0]}
 
 
+@pytest.mark.parametrize(
+    ("cell", "message"),
+    [
+        ("red kite", r"unknown class 'red kite'; did you mean Red Kite\? \(classes stand apart by ';', or by spaces\)"),
+        ('"Dog,Red Kite"', r"unknown class 'Dog,Red Kite'; did you mean Red Kite\? \(classes stand apart by ';'"),
+        ("Dog zebra", r"unknown class 'zebra'; known are Red Kite, Dog, Owl \("),
+        ("Dog;owls", r"unknown class 'owls'; did you mean Owl\?$"),
+    ],
+)
+def test_a_class_that_is_nearly_one_is_told(root: Path, tmp_path: Path, cell: str, message: str) -> None:
+    (tmp_path / "my.csv").write_text(f"image,tags\na,{cell}\n")
+    with pytest.raises(DataError, match=message):
+        read_tags(VocFolder(root, ("Red Kite", "Dog", "Owl")), "train", tmp_path / "my.csv")
+
+
+def test_names_with_spaces_are_ids_in_splits_and_tag_files(tmp_path: Path) -> None:
+    root = write_voc(tmp_path / "voc", {"IMG 1": [1], "IMG 1 0": [2]}, {"train": ["IMG 1", "IMG 1 0"]})
+    write_main(root, "train", {name: {"IMG 1": k, "IMG 1 0": -k} for name, k in (("cat", 1), ("dog", -1), ("owl", -1))})
+    folder = VocFolder(root)
+    assert folder.ids("train") == ("IMG 1", "IMG 1 0")
+    assert as_lists(read_tags(folder, "train", "main")) == {"IMG 1": [1, 0, 0], "IMG 1 0": [0, 1, 1]}
+
+
+def test_without_tags_the_error_says_where_they_were_looked_for(tmp_path: Path) -> None:
+    root = write_voc(tmp_path / "voc", {"a": [1], "b": None}, {"train": ["a", "b"]})
+    with pytest.raises(DataError, match=r"'train' has no tags: neither ImageSets/Main/<class>_train\.txt nor"):
+        read_tags(VocFolder(root), "train")
+
+
 def test_csv_tags_accept_class_names_with_spaces(root: Path, tmp_path: Path) -> None:
     path = tmp_path / "my.csv"
     path.write_text('image,tags\nb,potted plant;dog\na,"potted plant"\n')

@@ -56,7 +56,7 @@ def test_split_of_segmentation_comes_before_main_and_either_can_be_named(root: P
 def test_per_class_tag_files_are_no_splits(root: Path) -> None:
     (root / "ImageSets/Main/cat_train.txt").write_text("a 1\n")
     assert VocFolder(root).splits() == ("train", "val")
-    with pytest.raises(DataError, match=r"cat_train.txt:1: wanted one image id, got 'a 1'.*tag file"):
+    with pytest.raises(DataError, match=r"cat_train.txt:1: wanted the id of an image in .*, got 'a 1'.*tag file"):
         VocFolder(root).ids("Main/cat_train")
 
 
@@ -143,8 +143,8 @@ def test_classes_as_one_text_is_an_error(root: Path) -> None:
         ("..\n", "plain name"),
         ("a\\b\n", "plain name"),
         ("a\0\n", "plain name"),
-        ("a  1\n", r"train.txt:1: wanted one image id, got 'a  1'; this looks like a tag file"),
-        ("a extra\n", "wanted one image id"),
+        ("a  1\n", r"train.txt:1: wanted the id of an image in JPEGImages, got 'a  1'; this looks like a tag file"),
+        ("a extra\n", "wanted the id of an image in JPEGImages"),
     ],
 )
 def test_bad_split_file_is_a_named_error(root: Path, text: str, message: str) -> None:
@@ -215,6 +215,9 @@ def test_mask_of_another_size_is_a_named_error(root: Path) -> None:
     with pytest.raises(DataError, match=message):
         folder.mask("a", check_size=True)
     assert folder.mask("a").shape == (24, 40)
+    save_grey(mask_of([1], (32, 24)), root / "SegmentationClass/a.png")
+    with pytest.raises(DataError, match=r"its image 32x24; masks lie as images are shown, upright by their EXIF"):
+        folder.pair("a")
 
 
 def test_turned_image_has_the_size_it_is_shown_in(root: Path) -> None:

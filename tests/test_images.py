@@ -204,11 +204,11 @@ def png_header(width: int, height: int) -> bytes:
 
 
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("size", [(30_000, 30_000), (2**31 - 1, 2**31 - 1), (70_000, 1), (10_000, 9_000)])
+@pytest.mark.parametrize("size", [(30_000, 30_000), (2**31 - 1, 2**31 - 1), (70_000, 1), (14_000, 13_000)])
 def test_huge_dimensions_are_refused_by_the_header(tmp_path, size, monkeypatch):
     (tmp_path / "a.png").write_bytes(png_header(*size))
     monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("decoded"))
-    with pytest.raises(ImageError, match=r"a\.png: wanted at most 89478485 pixels"):
+    with pytest.raises(ImageError, match=r"a\.png: wanted at most 178956970 pixels"):
         load_image(tmp_path / "a.png")
 
 
@@ -245,6 +245,7 @@ def test_the_bound_on_pixels_is_the_callers(tmp_path):
         np.zeros((5, 0, 3), np.uint8),
         np.array([]),
         torch.zeros(3, 5, 5),
+        Image.new("RGB", (5, 5)),
         None,
     ],
 )

@@ -337,6 +337,10 @@ def test_wrong_options_are_named_errors(net, options):
         net.segment([], **options)
 
 
+def test_numbers_of_numpy_are_numbers(net):
+    assert net.segment([], threshold=np.float32(0.5), batch_size=np.int64(4)) == []
+
+
 def test_images_must_be_something_to_go_through(net):
     with pytest.raises(InputError, match="images: wanted"):
         net.segment(7)

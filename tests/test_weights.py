@@ -218,6 +218,10 @@ def test_what_is_no_saved_network_is_a_named_error(
     ):
         with pytest.raises(WeightsError, match=what):
             weights.load(path)
+    run = tmp_path / "run"
+    weights.save(other(), run / "weights")
+    with pytest.raises(WeightsError, match=r"run/model.safetensors: .* missing; pass .*run/weights"):
+        weights.load(run)
     (saved / "config.json").unlink()
     with pytest.raises(WeightsError, match=r"config.json: cannot read"):
         weights.load(saved)

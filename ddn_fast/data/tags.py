@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from ..errors import DataError
 from ..images import write_atomic
+from ..labels import is_nearly_known, unknown_class
 from .voc import IMAGE_SUFFIXES, VocFolder, checked_id, numbered_lines, read_text
 
 PRESENT, ABSENT, UNKNOWN = 1, 0, -1
@@ -58,6 +59,12 @@ def read_tags(
             source = folder.root / CSV_NAME
         else:
             source = "masks"
+            if missing := _without_mask(folder, ids):
+                raise DataError(
+                    f"{folder.root}: split {split!r} has no tags: neither ImageSets/Main/<class>_{split}.txt nor "
+                    f"{CSV_NAME} are there, and {len(missing)} of {len(ids)} images have no mask to take them from, "
+                    f"the first is {missing[0]!r}"
+                )
     if source == "main":
         return _tags_from_main(folder, split, ids)
     if source == "masks":
@@ -76,7 +83,7 @@ def tags_from_masks(
     only when its path, size or time of change differs. A damaged cache is ignored and written anew.
     Raises DataError for an id without a mask and for a mask with unknown labels.
     """
-    if missing := [image_id for image_id in ids if folder.mask_path(image_id) is None]:
+    if missing := _without_mask(folder, ids):
         raise DataError(f"{folder.root}: {len(missing)} of {len(ids)} images have no mask, the first is {missing[0]!r}")
     cache_path = None if cache_dir is None else _cache_path(folder, Path(cache_dir))
     known = {} if cache_path is None else _read_cache(cache_path, folder.num_classes)
@@ -98,6 +105,10 @@ def tags_from_masks(
         if cache_path is not None and fresh:
             _write_cache(cache_path, {**known, **fresh})
     return tags
+
+
+def _without_mask(folder: VocFolder, ids: Sequence[str]) -> list[str]:
+    return [image_id for image_id in ids if folder.mask_path(image_id) is None]
 
 
 def mask_classes(mask: NDArray[np.uint8]) -> list[int]:
@@ -146,7 +157,10 @@ def csv_rows(path: Path, classes: Sequence[str]) -> Iterator[tuple[str, str, lis
                     raise DataError(f"{where}: wanted 2 fields, got {len(row)}")
                 names = _split_names(row[1].strip(), numbers)
                 if unknown := [name for name in names if name not in numbers]:
-                    raise DataError(f"{where}: unknown class {unknown[0]!r}; known are {', '.join(classes)}")
+                    whole = row[1].strip() if ";" not in row[1] else unknown[0]
+                    name = whole if len(names) == 1 or is_nearly_known(whole, classes) else unknown[0]
+                    apart = "" if ";" in row[1] else " (classes stand apart by ';', or by spaces)"
+                    raise DataError(f"{where}: {unknown_class(name, classes)}{apart}")
                 yield where, row[0].strip(), [numbers[name] for name in names]
     except csv.Error as error:
         raise DataError(f"{path}:{reader.line_num}: {error}") from error
@@ -205,7 +219,7 @@ def _tags_from_main(folder: VocFolder, split: str, ids: Sequence[str]) -> Tags:
 def _read_main_file(path: Path) -> dict[str, int]:
     flags: dict[str, int] = {}
     for number, line in numbered_lines(path):
-        fields = line.split()
+        fields = line.rsplit(None, 1)
         if len(fields) != 2 or fields[1] not in _MAIN_FLAGS:
             raise DataError(f"{path}:{number}: wanted '<id> 1', '<id> 0' or '<id> -1', got {line!r}")
         if fields[0] in flags:

@@ -94,10 +94,10 @@ class VocFolder:
         ids: dict[str, int] = {}
         for number, line in numbered_lines(path):
             where = f"{path}:{number}"
-            fields = line.split()
+            fields = [line] if line in self._images else line.split()  # a name may have spaces in it
             if len(fields) > 1:
                 hint = "; this looks like a tag file of one class" if fields[-1] in ("1", "0", "-1") else ""
-                raise DataError(f"{where}: wanted one image id, got {line!r}{hint}")
+                raise DataError(f"{where}: wanted the id of an image in {IMAGE_FOLDER}, got {line!r}{hint}")
             image_id = checked_id(fields[0], where)
             if image_id in ids:
                 raise DataError(f"{where}: {image_id!r} occurs already in line {ids[image_id]}")
@@ -189,9 +189,9 @@ def check_same_size(size: Iterable[int], mask: NDArray[np.uint8], path: Path) ->
     """DataError unless the mask read from ``path`` has the image's (height, width)."""
     height, width = size
     if mask.shape != (height, width):
-        raise DataError(
-            f"{path}: the mask is {mask.shape[1]}x{mask.shape[0]} pixels (width x height), its image {width}x{height}"
-        )
+        turned = "; masks lie as images are shown, upright by their EXIF" if mask.shape == (width, height) else ""
+        sizes = f"{mask.shape[1]}x{mask.shape[0]} pixels (width x height), its image {width}x{height}"
+        raise DataError(f"{path}: the mask is {sizes}{turned}")
 
 
 def checked_id(image_id: str, where: str) -> str:

@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from urllib.parse import quote, unquote
 
 import cv2
 import numpy as np
@@ -188,9 +189,10 @@ def _enlarged(box: Box, side: int, rng: np.random.Generator) -> Window:
 def read_list(path: str | Path, num_classes: int) -> list[WindowItem]:
     """Items of a list file: in each line image, mask, x1 y1 x2 y2 and L subset flags, separated by spaces.
 
-    The two paths start at the dataset folder, with or without a slash before them. This is the form of the lists that
-    the authors' program reads. Raises DataError naming the first line that has another form, a path that leaves the
-    folder, an impossible window, or an empty subset.
+    The two paths start at the dataset folder, with or without a slash before them; a space in them is %20, a percent
+    sign %25, as in addresses. This is, but for that, the form of the lists that the authors' program reads. Raises
+    DataError naming the first line that has another form, a path that leaves the folder, an impossible window, or an
+    empty subset.
     """
     path = Path(path)
     items: list[WindowItem] = []
@@ -208,14 +210,12 @@ def write_list(path: str | Path, items: Sequence[WindowItem], num_classes: int) 
     """Writes items as :func:`read_list` reads them, atomically; DataError for an item that the form cannot hold."""
     lines = []
     for number, item in enumerate(items):
-        if any(part != "".join(part.split()) for part in (item.image, item.mask)):
-            raise DataError(f"item {number}: a list cannot hold a path with spaces, got {item.image!r}, {item.mask!r}")
         if not item.subset or not all(0 <= label < num_classes for label in item.subset):
             raise DataError(f"item {number}: wanted class indexes from 0 to {num_classes - 1}, got {item.subset}")
         check_window(item.window)
         flags = " ".join(map(str, item.subset_vector(num_classes)))
         corners = " ".join(map(str, item.window))
-        lines.append(f"/{_inside(item.image)} /{_inside(item.mask)} {corners} {flags}\n")
+        lines.append(f"/{_quoted(item.image)} /{_quoted(item.mask)} {corners} {flags}\n")
     write_atomic(Path(path), "".join(lines).encode())
 
 
@@ -262,7 +262,12 @@ def _parse_line(raw: bytes, num_classes: int) -> WindowItem:
     subset = tuple(number for number, flag in enumerate(fields[6:]) if flag == "1")
     if not subset:
         raise DataError("wanted at least one class in the subset, all flags are 0")
-    return WindowItem(_inside(fields[0]), _inside(fields[1]), (x1, y1, x2, y2), subset)
+    image, mask = (_inside(unquote(field, errors="strict")) for field in fields[:2])
+    return WindowItem(image, mask, (x1, y1, x2, y2), subset)
+
+
+def _quoted(path: str) -> str:
+    return "".join(quote(char) if char.isspace() or char == "%" else char for char in _inside(path))
 
 
 def _inside(path: str) -> str:
