@@ -59,10 +59,12 @@ def without_autocast(kernel: Callable[..., Any]) -> Callable[..., Any]:
 def check_float(op: str, **tensors: Tensor) -> None:
     """Each of the named tensors is of a dtype that products take."""
     for name, tensor in tensors.items():
-        torch._check(
-            tensor.dtype in (torch.float32, torch.bfloat16) or (tensor.is_cuda and tensor.dtype == torch.float16),
-            lambda name=name, tensor=tensor: f"{op}: {name} must be Float or BFloat16, got {tensor.dtype}",
-        )
+        takes = tensor.dtype in (torch.float32, torch.bfloat16) or (tensor.is_cuda and tensor.dtype == torch.float16)
+        _check_dtype(op, name, tensor, takes, "Float or BFloat16")
+
+
+def _check_dtype(op: str, name: str, tensor: Tensor, met: bool, wanted: str) -> None:
+    torch._check(met, lambda: f"{op}: {name} must be {wanted}, got {tensor.dtype}")
 
 
 def check_shape(op: str, name: str, tensor: Tensor, wanted: list[int]) -> None:
@@ -117,10 +119,7 @@ def _dense_backward(ctx: _Context, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 def _check_outer(a: Tensor, b: Tensor) -> None:
     for name, tensor in (("a", a), ("b", b)):
-        torch._check(
-            tensor.dtype == torch.float32,
-            lambda name=name, tensor=tensor: f"dense_outer: {name} must be Float, got {tensor.dtype}",
-        )
+        _check_dtype("dense_outer", name, tensor, tensor.dtype == torch.float32, "Float")
     torch._check(a.dim() == 2, lambda: f"dense_outer: a must be [D,R], got {list(a.shape)}")
     torch._check(
         b.dim() == 2 and b.shape[0] == a.shape[0],

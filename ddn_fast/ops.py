@@ -336,6 +336,10 @@ def _conv3x3_score_fake(
     return x.new_empty(x.shape[0], height, width, dtype=torch.float32)
 
 
+def _check_matrix(op: str, name: str, tensor: Tensor, wanted: str) -> None:
+    torch._check(tensor.dim() == 2, lambda: f"{op}: {name} must be {wanted}, got {list(tensor.shape)}")
+
+
 @torch.library.register_fake("ddn_fast::class_gate")
 def _class_gate_fake(
     cls_weight: Tensor,
@@ -350,10 +354,7 @@ def _class_gate_fake(
     op = "class_gate"
     check_float(op, cls_weight=cls_weight, fc7_weight=fc7_weight, fc6_weight=fc6_weight, fc6=fc6, fc7=fc7)
     for name, tensor, wanted in (("cls_weight", cls_weight, "[L,F]"), ("fc6_weight", fc6_weight, "[F,K]")):
-        torch._check(
-            tensor.dim() == 2,
-            lambda name=name, tensor=tensor, wanted=wanted: f"{op}: {name} must be {wanted}, got {list(tensor.shape)}",
-        )
+        _check_matrix(op, name, tensor, wanted)
     labels, features = cls_weight.shape
     check_shape(op, "fc7_weight", fc7_weight, [features, features])
     check_shape(op, "fc6_weight", fc6_weight, [features, fc6_weight.shape[1]])

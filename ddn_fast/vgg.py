@@ -100,7 +100,8 @@ def fold_input(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
 def _read(path: Path) -> dict[str, Any]:
     try:
         if path.suffix == ".safetensors":
-            return dict(safetensors.torch.load_file(path))
+            with torch.device("cpu"):  # as in weights.py
+                return dict(safetensors.torch.load_file(path))
         # torchvision's own download is of torch's older format, which cannot be mapped
         values = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except (OSError, SafetensorError) as error:

@@ -273,7 +273,8 @@ def _open_safetensors(path: Path) -> Iterator[Any]:
         hint = f"; pass {below}" if (below / WEIGHTS).is_file() else ""
         raise WeightsError(f"{path}: wanted a saved network, the file is missing{hint}")
     try:
-        with safe_open(path, framework="pt", device="cpu") as file:
+        # older releases of safetensors make tensors on torch's default device, whatever they are told
+        with torch.device("cpu"), safe_open(path, framework="pt", device="cpu") as file:
             yield file
     except (SafetensorError, OSError) as error:
         raise WeightsError(f"{path}: not a whole safetensors file: {error}") from error

@@ -46,7 +46,7 @@ def load_checkpoint(
     the first that is not, a damaged file, and tensors that are missing or misshapen.
     """
     try:
-        with safe_open(path, "pt") as file:
+        with torch.device("cpu"), safe_open(path, "pt") as file:  # as in weights.py
             metadata = file.metadata() or {}
             state, digest = json.loads(metadata["state"]), metadata["sha256"]
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict
