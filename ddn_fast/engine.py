@@ -105,6 +105,12 @@ class FastDecoupledNet(Segmenter):
     def __deepcopy__(self, memo: dict[int, Any]) -> FastDecoupledNet:
         return self  # its weights are never written to: one serves all
 
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            "an engine cannot be pickled: its weights lie as this machine's instructions want them; load it in each "
+            "process (ddn_fast.load maps the file, which processes share) or pickle the network"
+        )
+
     def __repr__(self) -> str:
         name, where = str(self.dtype).removeprefix("torch."), self.runtime.name
         return f"FastDecoupledNet({name}, {where}, side {self.config.side}, {self.config.num_classes} classes)"

@@ -301,7 +301,12 @@ def voc_palette() -> Array:
 
 
 def save_mask(mask: Array, path: str | Path) -> None:
-    """Write an HxW uint8 mask as a PNG with the VOC palette; whole or not at all. Raises InputError on other arrays."""
+    """Write an HxW uint8 mask as a PNG with the VOC palette; whole or not at all.
+
+    Raises InputError on other arrays, and on a name that does not end in .png.
+    """
+    if Path(path).suffix.lower() != ".png":
+        raise InputError(f"{path}: wanted a name ending in .png, as other formats would change labels")
     if not isinstance(mask, np.ndarray) or mask.dtype != np.uint8 or mask.ndim != 2 or not mask.size:
         got = f"{mask.dtype} {list(mask.shape)}" if isinstance(mask, np.ndarray) else type(mask).__name__
         raise InputError(f"mask: wanted HxW uint8, got {got}")

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import importlib
 from collections.abc import Callable, Iterator
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -251,6 +253,15 @@ class DecoupledNet(nn.Module, Segmenter):
         memo[id(self)] = twin
         twin.__dict__.update(copy.deepcopy(self.__dict__, memo))
         return twin
+
+    def __getstate__(self) -> dict[str, Any]:
+        ops = self.ops.__name__ if isinstance(self.ops, ModuleType) else self.ops  # as a name it can be pickled
+        return self.__dict__ | {"ops": ops}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if isinstance(self.ops, str):
+            self.ops = importlib.import_module(self.ops)
 
     def encode(self, x: Tensor, trace: Trace = None) -> tuple[Features, HeadOutput]:
         """The part that runs once per image: x ``[B,3,S,S]`` as section 1 leaves it.

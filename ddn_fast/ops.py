@@ -6,11 +6,12 @@ not. Every op is deterministic and works under ``torch.compile``.
 
 :func:`network_input` takes uint8 images and has no gradient; on CUDA it is put together from torch's own ops. Pooling
 and unpooling take float32, float64, bfloat16 and float16, run on CPU and, where it was built, on CUDA, and can be
-differentiated any number of times. The others are for inference: backward through them raises RuntimeError. They take
-float32 or bfloat16, on CUDA weights in float16, too (:func:`merge_scores`: float32 or float64; the convolutions on
-CUDA: bfloat16 or float16, with weights of that dtype in the pairs layout). On the CPU they use the best of the
-machine's instruction sets, up to the one that the environment variable ``DDN_MAX_CPU_ISA`` names (see ``ddn-fast
-info``).
+differentiated any number of times. The convolutions, the gate and the merge are for inference: backward through them
+raises RuntimeError. Products of matrices in float32 (:mod:`ddn_fast.dense_ops`) and the ops of training
+(:mod:`ddn_fast.training_ops`) can be differentiated. All of these take float32 or bfloat16, on CUDA weights in
+float16, too (:func:`merge_scores`: float32 or float64; the convolutions on CUDA: bfloat16 or float16, with weights of
+that dtype in the pairs layout). On the CPU they use the best of the machine's instruction sets, up to the one that the
+environment variable ``DDN_MAX_CPU_ISA`` names (see ``ddn-fast info``).
 
 A wrong argument raises ``RuntimeError`` with a message "op: argument must be WANTED, got GOT", as torch's own ops do.
 

@@ -20,6 +20,7 @@ from .errors import DistributedError, InputError
 TIMEOUT = datetime.timedelta(hours=2)
 
 _store: Any = None
+_first: bool | None = None
 
 
 @contextlib.contextmanager
@@ -53,6 +54,9 @@ def joined(choose: Callable[[], str]) -> Iterator[str]:
     try:
         yield device
         done = True
+    except BaseException:
+        is_first_failure()  # before the group goes, which the others notice and tell of
+        raise
     finally:
         # Joins gloo's threads, if nothing else holds the group. One that still lets go of a tensor when the interpreter
         # ends finds no GIL, and aborts the process. After an error NCCL's would wait for others, who may never answer.
@@ -76,12 +80,13 @@ def own_device(device: str, local_rank: int) -> str:
 
 def is_first_failure() -> bool:
     """Whether this process is the first of its run to ask: it tells the reason, the others fail in consequence."""
-    if _store is None:
-        return True
-    try:
-        return bool(_store.add("failed", 1) == 1)
-    except RuntimeError:  # the process that kept the store is gone
-        return True
+    global _first
+    if _first is None:
+        try:
+            _first = _store is None or bool(_store.add("failed", 1) == 1)
+        except RuntimeError:  # the process that kept the store is gone
+            _first = True
+    return _first
 
 
 def _variable(name: str, default: int) -> int:

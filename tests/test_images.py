@@ -332,17 +332,23 @@ def test_failed_write_leaves_the_old_file_and_nothing_beside(tmp_path, monkeypat
 
 def test_failed_write_names_the_file_that_was_wanted(tmp_path):
     (tmp_path / "file").write_text("")
-    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder.png").mkdir()
     mask = np.zeros((2, 2), np.uint8)
     for name, kind in (
         ("nodir/a.png", FileNotFoundError),
         ("file/a.png", NotADirectoryError),
-        ("folder", IsADirectoryError),
+        ("folder.png", IsADirectoryError),
     ):
         with pytest.raises(kind) as error:
             save_mask(mask, tmp_path / name)
         assert error.value.filename == str(tmp_path / name)
         assert ".tmp" not in str(error.value)
+
+
+def test_a_mask_is_a_png_by_its_name(tmp_path):
+    with pytest.raises(InputError, match=r"a\.jpg: wanted a name ending in \.png"):
+        save_mask(np.zeros((2, 2), np.uint8), tmp_path / "a.jpg")
+    assert not list(tmp_path.iterdir())
 
 
 def test_written_file_has_the_usual_permissions(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from PIL import Image
 from slow_resize import slow_imresize_axis
 from tiny_net import CLASSES, random_image, tiny_net, write_image
 
-from ddn_fast import images, segmentation
+from ddn_fast import FastDecoupledNet, images, ops, reference, segmentation
 from ddn_fast.config import MEAN_BGR
 from ddn_fast.errors import ImageError, InputError, NumericsError
 from ddn_fast.images import voc_palette
@@ -436,3 +437,15 @@ def test_torchs_default_device_is_no_matter(fast: bool, tmp_path: Path, pictures
                 assert a.labels == b.labels
                 assert np.array_equal(a.mask, b.mask)
             assert one.segment(missing, on_error="keep")[0].error is not None
+
+
+def test_a_network_can_be_pickled_and_an_engine_says_what_to_do_instead():
+    for namespace in (reference, ops):
+        plain = tiny_net()
+        plain.ops = namespace
+        twin = pickle.loads(pickle.dumps(plain))
+        assert twin.ops is namespace
+        image = random_image(1, 30, 40)
+        assert (twin.segment(image)[0].mask == plain.segment(image)[0].mask).all()
+    with pytest.raises(TypeError, match="load it in each process"):
+        pickle.dumps(FastDecoupledNet(tiny_net()))

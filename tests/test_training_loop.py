@@ -12,7 +12,8 @@ import torch
 from tiny_training import StoppedError, assert_same_run, read_checkpoint, read_log, stop_at, toy_run
 
 from ddn_fast.errors import CheckpointError, ConfigError, DivergedError
-from ddn_fast.training.loop import CHECKPOINT, LOG, Run, batches_from, check_stage, default_workers
+from ddn_fast.training.before import check_stage
+from ddn_fast.training.loop import CHECKPOINT, LOG, Run, batches_from, default_workers
 from ddn_fast.training.share import Share
 
 

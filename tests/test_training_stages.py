@@ -7,21 +7,24 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from tiny_training import assert_same_run, fresh_net, read_checkpoint, read_log, tiny_recipe
+from tiny_training import NETWORK, assert_same_run, fresh_net, read_checkpoint, read_log, tiny_recipe
+from voc_writer import save_grey
 
 import ddn_fast
 from ddn_fast import ops, reference
 from ddn_fast.config import NetConfig
+from ddn_fast.data.check import check_files, pairs_of
 from ddn_fast.data.tags import read_tags
 from ddn_fast.data.voc import VocFolder
 from ddn_fast.errors import CheckpointError, ConfigError, DataError, InputError, WeightsError
 from ddn_fast.network import BatchNorm, DecoupledNet
-from ddn_fast.training import classifier, segmenter
+from ddn_fast.training import classifier, loop, segmenter
 from ddn_fast.training.bn import add_batch_norm
 from ddn_fast.training.classifier import train_classifier
-from ddn_fast.training.loop import Run
+from ddn_fast.training.loop import CHECKPOINT, CURVES, Run
 from ddn_fast.training.loss import segmentation_loss
 from ddn_fast.training.segmenter import frozen_part, frozen_plain, train_segmenter, training_scores
 from ddn_fast.weights import read_metadata
@@ -36,7 +39,7 @@ class StoppedError(Exception):
 @pytest.fixture(autouse=True)
 def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
     """The picture of the curves has a test of its own."""
-    for module in (classifier, segmenter):
+    for module in (loop, classifier, segmenter):
         monkeypatch.setattr(module, "draw_curves", lambda entries, path: False)
 
 
@@ -105,7 +108,7 @@ def straight(
     """A stage, and the folder of a run of it that was never interrupted."""
     out = tmp_path_factory.mktemp("straight")
     with pytest.MonkeyPatch.context() as patch:
-        for module in (classifier, segmenter):
+        for module in (loop, classifier, segmenter):
             patch.setattr(module, "draw_curves", lambda entries, path: False)
         request.param(generated, out, values)
     return request.param, out
@@ -475,11 +478,48 @@ def test_network_larger_than_the_resized_images_is_refused(generated: VocFolder,
         stage_1(generated, tmp_path, {"resize": 60})
 
 
-def test_damaged_image_ends_training_with_its_name(small: VocFolder, tmp_path: Path) -> None:
+def test_every_damaged_image_and_mask_is_named_before_training(small: VocFolder, tmp_path: Path) -> None:
+    ids = small.masked_ids("Segmentation/train")
+    first, second, third = ids[:3]
+    small.image_path(first).write_bytes(small.image_path(first).read_bytes()[:300])
+    masks = [small.mask_path(name) for name in (second, third)]
+    save_grey(np.full((5, 7), 1, np.uint8), masks[0])
+    save_grey(np.full(small.mask(third).shape, 200, np.uint8), masks[1])
+    with pytest.raises(DataError, match=rf"^1 of {len(ids)} images cannot be trained on: .*{first}.*cannot be read"):
+        stage_1(small, tmp_path / "one", split="Segmentation/train", tags="main")
+    with pytest.raises(DataError, match=rf"^3 of .*{first}.*cannot be read.*{second}.*7x5.*{third}.*got \[200\]"):
+        check_files(pairs_of(small, ids, masks=True), small.num_classes, progress=False)
+    assert not (tmp_path / "one" / CHECKPOINT).exists()
+
+
+def test_an_image_damaged_meanwhile_ends_training_with_its_name(
+    small: VocFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ddn_fast.training.classifier.check_data", lambda *_: None)
     for path in (small.root / "JPEGImages").glob("train_*.jpg"):
         path.write_bytes(path.read_bytes()[:300])
     with pytest.raises(DataError, match=r"train_0000\d\d\.jpg"):
         stage_1(small, tmp_path / "out", split="Segmentation/train")
+
+
+def test_curves_are_drawn_at_checkpoints_of_a_run_that_takes_its_time(
+    generated: VocFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[tuple[Path, int]] = []
+    monkeypatch.setattr(loop, "draw_curves", lambda log, path: drawn.append((path, log[-1]["iteration"])))
+    stage_1(generated, tmp_path / "quick")
+    assert drawn == []
+    monkeypatch.setattr(loop, "DRAW_EVERY", 0.0)
+    stage_1(generated, tmp_path)
+    assert drawn == [(tmp_path / CURVES, 2), (tmp_path / CURVES, 6)]  # checkpoints after 3 and 6, a log every 2
+
+
+def test_a_network_to_start_from_is_not_of_another_shape_than_the_recipe_wants(
+    generated: VocFolder, tmp_path: Path
+) -> None:
+    shape = {**NETWORK, "fc": NETWORK["fc"] + 1}
+    with pytest.raises(ConfigError, match=r"\[network\]: wants fc \d+, not \d+ of the network to start from"):
+        stage_1(generated, tmp_path, {"network": shape}, init=fresh_net(generated.classes))
 
 
 def test_normalisation_is_added_behind_every_convolution_but_the_last(generated: VocFolder) -> None:
@@ -499,7 +539,10 @@ def test_stage_1_takes_the_images_with_tags_where_the_folder_lists_them(
     assert seen == [24, 12]
 
 
-def test_a_bad_image_is_one_line_from_a_loaders_process_too(small: VocFolder, tmp_path: Path) -> None:
+def test_a_bad_image_is_one_line_from_a_loaders_process_too(
+    small: VocFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(classifier, "check_data", lambda *_: None)  # damaged after it
     for name in small.ids("Main/train"):
         small.image_path(name).write_bytes(small.image_path(name).read_bytes()[:200])
     with pytest.raises(DataError, match=r"^sample \d+, item \d+ \(.*\): [^\n]*$"):

@@ -43,18 +43,31 @@ def test_torchrun_trains_and_one_process_finds_it_done(generated: VocFolder, tmp
     assert weights.load(tmp_path / "out/weights").config == weights.load(tmp_path / "init").config
 
 
-def test_an_error_is_told_once_and_ends_all(generated: VocFolder, tmp_path: Path) -> None:
-    """Every image is damaged, and each process meets one of its own."""
+UNCHECKED = """
+import sys
+from ddn_fast.cli import main
+from ddn_fast.training import classifier
+classifier.check_data = lambda *_: None
+sys.exit(main(["train", *sys.argv[1:]]))
+"""
+
+
+@pytest.mark.parametrize("checked", [True, False], ids=["before", "meanwhile"])
+def test_an_error_is_told_once_and_ends_all(checked: bool, generated: VocFolder, tmp_path: Path) -> None:
+    """Every image is damaged: the first process finds it before the run, or each one while it trains."""
     voc = tmp_path / "voc"
     shutil.copytree(generated.root, voc)
     for path in (voc / "JPEGImages").iterdir():
         path.write_bytes(path.read_bytes()[:300])
     recipe = write_recipe(tiny_recipe("classifier"), tmp_path / "r.toml")
     arguments = ("classifier", "--data", voc, "--recipe", recipe, "--out", tmp_path / "out", "--device", "cpu")
-    result = torchrun(2, "-m", "ddn_fast.train", *arguments, "--workers", "0", "--quiet")
+    (tmp_path / "unchecked.py").write_text(UNCHECKED)
+    program = ("-m", "ddn_fast.train") if checked else (tmp_path / "unchecked.py",)
+    result = torchrun(2, *program, *arguments, "--workers", "0", "--quiet")
     assert result.returncode != 0
     (line,) = [line for line in result.stderr.splitlines() if "ddn-fast: error" in line]
     assert "cannot be read as an image" in line
+    assert ("of 24 images cannot be trained on" in line) == checked
     assert not (tmp_path / "out" / CHECKPOINT).exists()
 
 

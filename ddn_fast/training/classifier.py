@@ -11,14 +11,16 @@ from torch import Tensor
 
 from .. import distributed, ops, weights
 from ..config import NetConfig
+from ..data.check import pairs_of
 from ..data.datasets import ClassificationItems
 from ..data.tags import read_tags
 from ..data.voc import VocFolder
 from ..errors import WeightsError
 from ..network import DecoupledNet
+from .before import check_data, check_network, check_stage
 from .bn import add_batch_norm, fold_batch_norm
 from .curves import draw_curves
-from .loop import Batch, Run, check_stage, default_workers
+from .loop import CURVES, Batch, Run, default_workers
 from .loss import classification_loss
 from .recipe import Recipe
 from .solver import build_optimizer, train_only, trained_modules
@@ -51,12 +53,14 @@ def train_classifier(
     cache_bytes  of decoded images kept in memory, by each worker
     tensorboard  whether to write ``out/tensorboard``, too
 
+    Every image is decoded once before a run begins: DataError names all that cannot be.
     Several processes that share a process group train one network together; the first of them writes.
     """
     check_stage(recipe, "classifier")
     torch.manual_seed(recipe.seed)
     model = init or DecoupledNet(NetConfig(classes=folder.classes, **recipe.to_dict()["network"]))
     check_classes(model, folder)
+    check_network(recipe, model.config)
     model.ops = ops
     if recipe.batch_norm:
         add_batch_norm(model)
@@ -66,8 +70,10 @@ def train_classifier(
     if split is None:
         split = "Main/train" if (folder.root / "ImageSets/Main/train.txt").is_file() else "train"
     chosen = list(ids) if ids is not None else list(folder.ids(split))
+    shows_progress = progress and not distributed.rank()
     with distributed.first_before_others():
-        labels = read_tags(folder, split, tags, progress=progress and not distributed.rank(), cache_dir=out)
+        labels = read_tags(folder, split, tags, progress=shows_progress, cache_dir=out)
+    check_data(pairs_of(folder, chosen, masks=False), folder, Path(out), resume, shows_progress)
     run = Run(
         recipe=recipe,
         model=model,
@@ -99,7 +105,7 @@ def train_classifier(
     model.eval().requires_grad_(True)
     if run.writes:
         weights.save(model, run.out / "weights", {"stage": "classifier", "recipe": recipe.to_dict()})
-        draw_curves(run.log, run.out / "curves.png")
+        draw_curves(run.log, run.out / CURVES)
     return model
 
 

@@ -27,13 +27,14 @@ def draw_curves(entries: Sequence[dict[str, Any]], path: Path) -> bool:
     left.plot([e["iteration"] for e in steps], [e["loss"] for e in steps], color="tab:blue", label="loss")
     left.set_xlabel("iteration")
     left.set_ylabel("loss")
-    right = left.twinx()
+    right = left.twinx()  # the colour of a line is its axis's
+    left.yaxis.label.set_color("tab:blue")
     if checks:
         right.plot([e["iteration"] for e in checks], [e["mean_iu"] for e in checks], "o-", color="tab:green")
-        right.set_ylabel("validation mean IU")
+        right.set_ylabel("validation mean IU", color="tab:green")
     else:
         right.plot([e["iteration"] for e in steps], [e["lr"] for e in steps], color="tab:orange", alpha=0.6)
-        right.set_ylabel("learning rate")
+        right.set_ylabel("learning rate", color="tab:orange")
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120)
     write_atomic(path, buffer.getvalue())

@@ -22,18 +22,20 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from .. import _C, distributed, info
-from ..errors import CheckpointError, ConfigError, DDNError, DistributedError, DivergedError, InputError
+from ..errors import CheckpointError, DDNError, DistributedError, DivergedError, InputError
 from ..images import Array, remove_leftovers, save_image, write_atomic
 from ..network import DecoupledNet
 from .board import FOLDER as BOARD
 from .board import Board, check_tensorboard
 from .checkpoint import load_checkpoint, save_checkpoint
+from .curves import draw_curves
 from .recipe import Recipe
 from .share import Share
 from .solver import MomentumSGD, set_learning_rate
 
 Batch = dict[str, Tensor]
-CHECKPOINT, LOG = "checkpoint.safetensors", "log.jsonl"
+CHECKPOINT, LOG, CURVES = "checkpoint.safetensors", "log.jsonl", "curves.png"
+DRAW_EVERY = 60.0  # seconds, at least: a picture takes half of one
 
 
 @dataclass
@@ -96,6 +98,7 @@ class Run:
             check_tensorboard()
         self.share = Share.own(self.recipe)
         self._board: Board | None = None
+        self._drawn = time.monotonic()
 
     def train(self, resume: bool = False) -> None:
         """Run from the start, or with `resume` from the folder's checkpoint if there is one.
@@ -143,6 +146,9 @@ class Run:
             return
         state = {"iteration": iteration, "log": self.log, "window": self.window, **self._expected()}
         save_checkpoint(self.out / CHECKPOINT, self.model, self.optimizer, state)
+        if time.monotonic() - self._drawn >= DRAW_EVERY:
+            draw_curves(self.log, self.out / CURVES)
+            self._drawn = time.monotonic()
 
     def _start(self, resume: bool) -> int:
         checkpoint, start = self.out / CHECKPOINT, 0
@@ -272,12 +278,6 @@ def _next(batches: Iterator[Batch]) -> Batch:
         return next(batches)
     except DDNError as error:
         raise type(error)(str(error).rpartition(f"{type(error).__name__}: ")[2].strip()) from None
-
-
-def check_stage(recipe: Recipe, stage: str) -> None:
-    """ConfigError where a recipe is of the other stage."""
-    if recipe.stage != stage:
-        raise ConfigError(f"recipe: stage: wanted {stage!r}, got {recipe.stage!r}")
 
 
 def has_bfloat16(device: torch.device) -> bool:

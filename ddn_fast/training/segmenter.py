@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .. import distributed, ops, weights
+from ..data.check import pairs_of
 from ..data.datasets import SegmentationItems
 from ..data.few import few_masks
 from ..data.voc import VocFolder, read_text
@@ -24,10 +25,11 @@ from ..image_part import ImagePart
 from ..images import write_atomic
 from ..info import cpu_isa
 from ..network import DecoupledNet
+from .before import check_data, check_network, check_stage
 from .bn import reestimate
 from .classifier import check_classes, data_identity
 from .curves import draw_curves
-from .loop import CHECKPOINT, Batch, Run, batches_from, check_stage, default_workers
+from .loop import CHECKPOINT, CURVES, Batch, Run, batches_from, default_workers
 from .loss import segmentation_loss
 from .recipe import Recipe
 from .solver import build_optimizer, train_only, trained_modules
@@ -70,6 +72,7 @@ def train_segmenter(
     check_stage(recipe, "segmenter")
     torch.manual_seed(recipe.seed)
     check_classes(init, folder)
+    check_network(recipe, init.config)
     out, model = Path(out), init
     model.ops = ops
     model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -123,7 +126,7 @@ def train_segmenter(
     model.eval().requires_grad_(True)
     if run.writes:
         weights.save(model, out / "weights", metadata)
-        draw_curves(run.log, out / "curves.png")
+        draw_curves(run.log, out / CURVES)
     return model
 
 
@@ -189,16 +192,20 @@ def _windows(
 
     A run that goes on reads the list it wrote when it started: every mask again would take minutes.
     """
+    progress = progress and not distributed.rank()
     if items is not None:
-        return [], read_list(items, folder.num_classes)
+        found = read_list(items, folder.num_classes)
+        pairs = dict.fromkeys((folder.root / item.image, folder.root / item.mask) for item in found)
+        check_data(list(pairs), folder, out, resume, progress)
+        return [], found
     if resume and (out / CHECKPOINT).is_file() and (out / ITEMS).is_file() and (out / MASKS).is_file():
         return read_text(out / MASKS).split("\n")[:-1], read_list(out / ITEMS, folder.num_classes)
-    progress = progress and not distributed.rank()
     if recipe.masks_per_class:
         with distributed.first_before_others():
             ids = few_masks(folder, split, recipe.masks_per_class, recipe.seed, cache_dir=out, progress=progress)
     else:
         ids = list(folder.masked_ids(split))
+    check_data(pairs_of(folder, ids, masks=True), folder, out, resume, progress)
     windows = build_items(
         folder, ids, seed=recipe.seed, windows_per_subset=recipe.windows_per_subset, max_subsets=recipe.max_subsets,
         progress=progress,
