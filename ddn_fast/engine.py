@@ -102,8 +102,11 @@ class FastDecoupledNet(Segmenter):
         self._run_halves = self.runtime.captured(self._halves)
         self._run_decode = self.runtime.captured(self.decode)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> FastDecoupledNet:
+    def __copy__(self) -> FastDecoupledNet:
         return self  # its weights are never written to: one serves all
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> FastDecoupledNet:
+        return self
 
     def __reduce__(self) -> Any:
         raise TypeError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import pickle
 from pathlib import Path
@@ -447,5 +448,7 @@ def test_a_network_can_be_pickled_and_an_engine_says_what_to_do_instead():
         assert twin.ops is namespace
         image = random_image(1, 30, 40)
         assert (twin.segment(image)[0].mask == plain.segment(image)[0].mask).all()
+    engine = FastDecoupledNet(tiny_net())
+    assert copy.copy(engine) is engine
     with pytest.raises(TypeError, match="load it in each process"):
-        pickle.dumps(FastDecoupledNet(tiny_net()))
+        pickle.dumps(engine)
