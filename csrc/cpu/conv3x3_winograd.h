@@ -23,7 +23,8 @@ constexpr int kGroup = 9 * 12;
 constexpr float kRoot = 1.41421356237309505f;
 
 // One or two rows of B^T d: the points come in pairs that share their terms.
-enum class Rows2 { zero, small, large, infinity };  // by their points: row 0; rows 1, 2 (+-sqrt(1/2)); rows 3, 4 (+-sqrt(2)); row 5
+// Named by their points: row 0; rows 1, 2 (+-sqrt(1/2)); rows 3, 4 (+-sqrt(2)); row 5.
+enum class Rows2 { zero, small, large, infinity };
 
 // The inputs a row needs, d of one column: d[i] is called for those only.
 template <Rows2 Part, class D>

@@ -1,6 +1,6 @@
-// conv3x3_winograd.h's algorithm with products of 16-bit integers: exact, from half the memory, and at up to twice the rate of floats, which
-// AVX512_VNNI and AVX-VNNI reach in one instruction, AVX2 in a product and a sum on CPUs that begin two products a
-// cycle. Transformed inputs d and weights g of a point become whole numbers
+// conv3x3_winograd.h's algorithm with products of 16-bit integers: exact, from half the memory, and at up to twice the
+// rate of floats, which AVX512_VNNI and AVX-VNNI reach in one instruction, AVX2 in a product and a sum on CPUs that
+// begin two products a cycle. Transformed inputs d and weights g of a point become whole numbers
 //
 //   D = round(d * 32760 / (bound * largest))      largest: |input| of the tile; bound: |d| at most, for inputs up to 1
 //   G = round(g * scale)                          scale of the point and output: ddn_fast/packing.py

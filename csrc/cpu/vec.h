@@ -80,7 +80,7 @@ DDN_INLINE void store(FP16* to, Vec v) {
 #else
   const UVec bits = (UVec)v, sign = bits >> 16 & 0x8000, size = bits & 0x7fffffff;
   const UVec normal = (size - 0x38000000 + 0xfff + (size >> 13 & 1)) >> 13;  // its exponent's bias is 112 less
-  const UVec small = (UVec)((Vec)size + splat(0.5f)) - 0x3f000000;           // 0.5's last place is float16's least value
+  const UVec small = (UVec)((Vec)size + splat(0.5f)) - 0x3f000000;  // 0.5's last place is float16's least value
   const UVec large = size > 0x7f800000 ? (size >> 13 & 0x3ff) | 0x7e00 : UVec{} + 0x7c00;
   const UVec magnitude = size < 0x38800000 ? small : size < 0x47800000 ? normal : large;
   store_bits(to, __builtin_convertvector(magnitude | sign, HalfVec));
