@@ -82,7 +82,12 @@ def split_images(inputs: Sequence[str | Path], split: str, classes: Sequence[str
 
 
 def tags_of_images(
-    source: str, images: Sequence[Path], inputs: Sequence[str | Path], split: str | None, classes: Sequence[str]
+    source: str,
+    images: Sequence[Path],
+    inputs: Sequence[str | Path],
+    split: str | None,
+    classes: Sequence[str],
+    progress: bool = True,
 ) -> list[list[str] | None]:
     """The class names that `source` has for each image; None where it has none, for the network to identify.
 
@@ -95,7 +100,7 @@ def tags_of_images(
     folder = _dataset(inputs, classes, f"tags {source}")
     if split is None:
         raise InputError(f"tags {source}: wanted the split that they are tags of, too")
-    tags = read_tags(folder, split, source)
+    tags = read_tags(folder, split, source, progress=progress)
     return [[classes[k] for k in (tags[path.stem] == PRESENT).nonzero()[0]] for path in images]
 
 

@@ -87,7 +87,7 @@ def predict(
         raise InputError("resume, overwrite: wanted one of the two")
     classes = model.config.classes
     paths = split_images(inputs, split, classes, part) if split else find_images(inputs, Path(out), part)
-    named = None if tags is None else tags_of_images(str(tags), paths, inputs, split, classes)
+    named = None if tags is None else tags_of_images(str(tags), paths, inputs, split, classes, progress)
     out = Path(out) / part.folder if part else Path(out)
     done: set[str] = set()  # filled below: wrong arguments end the run here, with nothing written
     remaining = (path for path in paths if key_of(path) not in done)

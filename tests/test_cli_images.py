@@ -101,7 +101,9 @@ def test_a_split_of_a_dataset_is_segmented_into_its_own_tags(weights, tmp_path, 
         (main / f"{name}_some.txt").write_text(f"x {x}\ny {y}\nz 1\n")
     assert predict(weights, tmp_path / "main", root, "--split", "some", "--tags", "main") == 0
     assert found_labels(tmp_path / "main") == {"JPEGImages/y.png": ["bee", "cow"], "JPEGImages/x.png": ["ant"]}
+    capsys.readouterr()
     assert predict(weights, tmp_path / "masks", root, "--split", "some", "--tags", "masks") == 0
+    assert capsys.readouterr().err == ""  # --quiet
     assert found_labels(tmp_path / "masks") == {"JPEGImages/y.png": ["bee", "cow"], "JPEGImages/x.png": ["ant"]}
     capsys.readouterr()
     for arguments, message in (
