@@ -10,7 +10,6 @@ Prints a table, writes JSON.
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from tqdm import tqdm
 
 from ddn_fast.data.voc import VocFolder
 from ddn_fast.evaluate import confusion, intersection_over_union
-from ddn_fast.images import Array, as_image, load_mask, resize_matlab, write_atomic
+from ddn_fast.images import Array, as_image, load_mask, resize_matlab
 from ddn_fast.network import DecoupledNet
 from ddn_fast.plan import identify, plan_passes
 from ddn_fast.reference import pixel_scores
@@ -93,7 +92,7 @@ def main() -> int:
     figures = report(tallies, len(ids))
     print(table(figures))
     if arguments.out:
-        write_atomic(arguments.out, (json.dumps(figures, indent=1) + "\n").encode())
+        machine.save(figures, arguments.out)
     return 0
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import json
 import os
 import statistics
 import tempfile
@@ -30,7 +29,7 @@ from ddn_fast.data.datasets import ClassificationItems, SegmentationItems
 from ddn_fast.data.tags import tags_from_masks
 from ddn_fast.data.voc import VocFolder
 from ddn_fast.data.windows import build_items
-from ddn_fast.images import save_mask, write_atomic
+from ddn_fast.images import save_mask
 from ddn_fast.training.loop import Batch, batches_from
 
 HEIGHT, WIDTH = 375, 500
@@ -73,7 +72,7 @@ def main() -> int:
         "side": SIDE,
         "rows": rows,
     }
-    write_atomic(path, (json.dumps(report, indent=1) + "\n").encode())
+    machine.save(report, path)
     print(path)
     return 0
 

@@ -32,7 +32,6 @@ from torch import Tensor
 
 from ddn_fast import reference
 from ddn_fast.config import NetConfig
-from ddn_fast.images import write_atomic
 from ddn_fast.plan import passes_of
 
 CROP = (375, 500)  # height and width of most photographs in PASCAL VOC
@@ -87,16 +86,12 @@ def main() -> int:
             report = json.loads(path.read_text()) if path.is_file() else _report(arguments)
             peaks = {name: _in_own_process(name, arguments) for name in arguments.rivals}
             report["memory"] = report.get("memory", {}) | peaks
-            _save(report, path)
+            machine.save(report, path)
         else:
             report = measure(arguments, path)
     draw(report, path.with_suffix(".png"))
     print(path)
     return 0
-
-
-def _save(report: dict[str, Any], path: Path) -> None:
-    write_atomic(path, (json.dumps(report, indent=1) + "\n").encode())
 
 
 def _report(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -191,7 +186,7 @@ def measure(arguments: argparse.Namespace, path: Path) -> dict[str, Any]:
         }
         report["scenarios"].append(entry)
         show(entry)
-        _save(report, path)
+        machine.save(report, path)
     return report
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
 import time
 from collections.abc import Callable
 from importlib import import_module
@@ -26,7 +25,6 @@ from end_to_end import CROP, QUICK, QUICK_CROP, blobs, input_of, show
 from torch import Tensor
 
 from ddn_fast.config import NetConfig
-from ddn_fast.images import write_atomic
 from ddn_fast.plan import passes_of
 from ddn_fast.segmentation import Inputs
 
@@ -127,7 +125,7 @@ class Bench:
 
     def save(self) -> Path:
         """Write what there is; returns where."""
-        write_atomic(self.path, (json.dumps(self.report, indent=1) + "\n").encode())
+        machine.save(self.report, self.path)
         return self.path
 
     def left(self) -> float:

@@ -69,7 +69,7 @@ def main() -> int:
     for name in failed:
         print(f"failed: {name}; see {arguments.out / str(name)}/output.txt", file=sys.stderr)
     if arguments.keep and not failed:
-        write_atomic(machine.RESULTS / "few_shot.json", (json.dumps(report, indent=1) + "\n").encode())
+        machine.save(report, machine.RESULTS / "few_shot.json")
         draw(report, machine.ROOT / PLOT)
     return 1 if failed else 0
 
@@ -234,7 +234,7 @@ class Driver:
             "settings": self.settings,
             "results": [result for result in found.values() if result],
         }
-        write_atomic(self.results, (json.dumps(report, indent=1) + "\n").encode())
+        machine.save(report, self.results)
 
     def progress(self) -> float:
         """Cost of what is done, runs at work counted by the last line of their log."""

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 import ddn_fast
+from ddn_fast.images import write_atomic
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks/results"
@@ -40,6 +41,11 @@ def use_allocator_settings() -> None:
     if "GLIBC_TUNABLES" not in os.environ:
         environment = os.environ | {"GLIBC_TUNABLES": ALLOCATOR}
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
+
+
+def save(report: dict[str, Any], path: Path) -> None:
+    """Write a report; whole or not at all."""
+    write_atomic(path, (json.dumps(report, indent=1) + "\n").encode())
 
 
 def positive(text: str) -> int:

@@ -10,7 +10,6 @@ under "failed" and the next one runs.
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -29,7 +28,6 @@ from groups import OURS, Group, Rival, Setting
 
 from ddn_fast import reference
 from ddn_fast.config import NetConfig
-from ddn_fast.images import write_atomic
 
 METHOD = timing.METHOD | {
     "weights": f"cold: copies that fill the largest cache {timing.COLD_FACTOR} times are taken in turn",
@@ -107,14 +105,14 @@ def main() -> int:
             if failure:
                 report.setdefault("failed", []).append(failure)
                 print(f"failed: {failure}", flush=True)
-            write_atomic(path, (json.dumps(report, indent=1) + "\n").encode())
+            machine.save(report, path)
             if time.perf_counter() - start > arguments.budget:
                 report["stopped"] = f"after {arguments.budget:.0f} s"
                 print(f"stopped {report['stopped']}")
                 break
     if on_cuda:
         report["machine"]["clocks_after"] = machine.cuda_clocks()
-    write_atomic(path, (json.dumps(report, indent=1) + "\n").encode())
+    machine.save(report, path)
     draw(report, path.with_suffix(".png"))
     wrong = sum(not row["correct"] for row in report["rows"])
     print(f"{path}{f': {wrong} results are wrong' if wrong else ''}")

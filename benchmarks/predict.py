@@ -12,7 +12,6 @@ Writes ``predict-<machine>.json``. Ways take turns in one process.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shutil
 import tempfile
@@ -34,7 +33,7 @@ from ddn_fast import ops
 from ddn_fast.cli_predict import predict
 from ddn_fast.config import NetConfig
 from ddn_fast.engine import FastDecoupledNet
-from ddn_fast.images import save_image, write_atomic
+from ddn_fast.images import save_image
 from ddn_fast.runtime import runtime_for
 from ddn_fast.segmentation import Inputs, Segmenter
 
@@ -135,7 +134,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         for net, count in segmenters(arguments):
             report["rows"] += measure(net, count, arguments, Path(folder))
-    write_atomic(path, (json.dumps(report, indent=1) + "\n").encode())
+    machine.save(report, path)
     print(path)
     return 0
 

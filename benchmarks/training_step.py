@@ -30,7 +30,6 @@ from torch import Tensor
 
 from ddn_fast import ops
 from ddn_fast.config import VOC_CLASSES, NetConfig
-from ddn_fast.images import write_atomic
 from ddn_fast.network import DecoupledNet
 from ddn_fast.training.loss import segmentation_loss
 from ddn_fast.training.recipe import Recipe
@@ -170,7 +169,7 @@ def main() -> int:
             row["glibc_tunables"] = os.environ.get("GLIBC_TUNABLES") or None
             others = [r for r in report[kind] if (r["case"], r["precision"]) != (name, precision)]
             report[kind] = [*others, row]
-            write_atomic(path, (json.dumps(report, indent=1) + "\n").encode())
+            machine.save(report, path)
     draw(report, path.with_suffix(".png"))
     print(path)
     return 0

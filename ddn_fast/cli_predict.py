@@ -87,13 +87,15 @@ def predict(
         raise InputError("resume, overwrite: wanted one of the two")
     classes = model.config.classes
     paths = split_images(inputs, split, classes, part) if split else find_images(inputs, Path(out), part)
-    named = None if tags is None else tags_of_images(str(tags), paths, inputs, split, classes, progress)
+    named: list[list[str] | None] = [None] * len(paths)
+    if tags is not None:
+        named = tags_of_images(str(tags), paths, inputs, split, classes, progress)
     out = Path(out) / part.folder if part else Path(out)
-    done: set[str] = set()  # filled below: wrong arguments end the run here, with nothing written
-    remaining = (path for path in paths if key_of(path) not in done)
-    of_each = zip(paths, named or (), strict=False)
-    chosen = labels if named is None else (names for path, names in of_each if key_of(path) not in done)
-    results = model.segment_iter(remaining, chosen, threshold=threshold, batch_size=batch_size, on_error="keep")
+    todo: list[tuple[Path, list[str] | None]] = []  # filled below: wrong arguments end here, with nothing written
+    sources, chosen = (path for path, _ in todo), (names for _, names in todo)
+    results = model.segment_iter(
+        sources, labels if tags is None else chosen, threshold=threshold, batch_size=batch_size, on_error="keep"
+    )
     told = {"threshold": float(threshold), "labels": labels and list(labels), "tags": tags and str(tags)}
     settings = told | dict(about or {})
     names = Names()
@@ -104,13 +106,14 @@ def predict(
     with contextlib.closing(results), _alone_in(out):
         _check_earlier(out, settings, resume, overwrite)
         _begin(out, settings, overlays)
+        done: set[str] = set()
         if resume and (out / RECORDS).is_file():
-            done |= _keep_done(out, names)
+            done = _keep_done(out, names)
         else:
             write_atomic(out / RECORDS, b"")
-        todo = [path for path in paths if key_of(path) not in done]
+        todo += [pair for pair in zip(paths, named, strict=True) if key_of(pair[0]) not in done]
         # the network goes on while the pictures of a batch are drawn and written
-        jobs = ((result, path, names.take(path.stem)) for path, result in zip(todo, results, strict=True))
+        jobs = ((result, path, names.take(path.stem)) for (path, _), result in zip(todo, results, strict=True))
         records = in_order(write, jobs, threads=model.runtime.host_threads, ahead=batch_size, early=True)
         with contextlib.closing(records):
             return _record(records, Summary(skipped=len(paths) - len(todo), records=out / RECORDS), len(todo), progress)

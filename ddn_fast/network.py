@@ -9,7 +9,6 @@ S x S input pixels, M x M the pool5 map (10 x 10), G x G the class-score map (4 
 from __future__ import annotations
 
 import contextlib
-import copy
 import importlib
 from collections.abc import Callable, Iterator
 from types import ModuleType
@@ -247,15 +246,9 @@ class DecoupledNet(nn.Module, Segmenter):
         self.decoder = Decoder(self.config)
         self.apply(_initialise)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> DecoupledNet:
-        memo[id(self.ops)] = self.ops  # a module of code is shared, and cannot be copied
-        twin = type(self).__new__(type(self))
-        memo[id(self)] = twin
-        twin.__dict__.update(copy.deepcopy(self.__dict__, memo))
-        return twin
-
     def __getstate__(self) -> dict[str, Any]:
-        ops = self.ops.__name__ if isinstance(self.ops, ModuleType) else self.ops  # as a name it can be pickled
+        # a module of code can be neither copied nor pickled, but by its name
+        ops = self.ops.__name__ if isinstance(self.ops, ModuleType) else self.ops
         return self.__dict__ | {"ops": ops}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

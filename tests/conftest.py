@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -59,6 +60,18 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny network, saved."""
+    from tiny_net import tiny_net
+
+    from ddn_fast.weights import save
+
+    folder = tmp_path_factory.mktemp("weights")
+    save(tiny_net(), folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -21,17 +21,10 @@ from ddn_fast.cli_images import find_images
 from ddn_fast.cli_predict import Names
 from ddn_fast.errors import InputError
 from ddn_fast.images import load_image, load_mask
-from ddn_fast.weights import load, save
+from ddn_fast.weights import load
 
 GOLDEN = Path(__file__).parent / "golden"
 LISTS = ["run.json", "scores.jsonl"]
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("weights")
-    save(tiny_net(), folder)
-    return folder
 
 
 @pytest.fixture

@@ -18,13 +18,6 @@ from ddn_fast.images import load_mask
 from ddn_fast.weights import fingerprint, save
 
 
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("weights")
-    save(tiny_net(), folder)
-    return folder
-
-
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
     root = tmp_path / "photos"

@@ -2,8 +2,8 @@
 //
 // Blocked: channels in blocks of 32, each block a plane [rows, pitch, 32] with pitch = W + 1; pixel x of a row lies at
 // x + 1, so that the one zero pixel to its left is also the right border of the row above. A 3x3 kernel then reads at
-// nine constant offsets from any pixel, and rows can be walked as one line. In all files of the
-// convolution E, what a map is computed in, is float or BF16; X, what the caller's maps [N,H,W,C] hold, likewise.
+// nine constant offsets from any pixel, and rows can be walked as one line. In all of the convolution's
+// files E, what a map is computed in, is float or BF16; X, what the caller's maps [N,H,W,C] hold, likewise.
 #pragma once
 #include <type_traits>
 

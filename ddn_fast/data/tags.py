@@ -157,10 +157,11 @@ def csv_rows(path: Path, classes: Sequence[str]) -> Iterator[tuple[str, str, lis
                     raise DataError(f"{where}: wanted 2 fields, got {len(row)}")
                 names = _split_names(row[1].strip(), numbers)
                 if unknown := [name for name in names if name not in numbers]:
-                    whole = row[1].strip() if ";" not in row[1] else unknown[0]
-                    name = whole if len(names) == 1 or is_nearly_known(whole, classes) else unknown[0]
-                    apart = "" if ";" in row[1] else " (classes stand apart by ';', or by spaces)"
-                    raise DataError(f"{where}: {unknown_class(name, classes)}{apart}")
+                    if ";" in row[1]:
+                        raise DataError(f"{where}: {unknown_class(unknown[0], classes)}")
+                    name = row[1].strip() if is_nearly_known(row[1].strip(), classes) else unknown[0]
+                    apart = "classes stand apart by ';', or by spaces"
+                    raise DataError(f"{where}: {unknown_class(name, classes)} ({apart})")
                 yield where, row[0].strip(), [numbers[name] for name in names]
     except csv.Error as error:
         raise DataError(f"{path}:{reader.line_num}: {error}") from error

@@ -15,21 +15,21 @@ from .loop import CHECKPOINT
 from .recipe import NetworkShape, Recipe
 
 
-def check_data(pairs: Sequence[Pair], folder: VocFolder, out: Path, resume: bool, progress: bool) -> None:
-    """:func:`check_files` before a run begins; one that goes on has been there."""
-    if resume and (out / CHECKPOINT).is_file():
-        return
+def check_data(pairs: Sequence[Pair], folder: VocFolder, out: Path, progress: bool) -> None:
+    """:func:`check_files` before a run begins; where `out` holds one it goes on, and has been there, or is refused."""
     with distributed.first_before_others():
-        if not distributed.rank():
+        if not distributed.rank() and not (out / CHECKPOINT).is_file():
             check_files(pairs, folder.num_classes, progress)
 
 
 def check_network(recipe: Recipe, config: NetConfig) -> None:
     """ConfigError where a recipe's ``[network]`` is not the network that training starts from."""
-    wanted, shape = dataclasses.asdict(recipe.network), dataclasses.asdict(NetworkShape())
+    if recipe.network == NetworkShape():  # the recipe has none
+        return
+    wanted = dataclasses.asdict(recipe.network)
     here = {name: getattr(config, name) for name in wanted}
-    if differing := [name for name in wanted if wanted[name] != here[name] and wanted != shape]:
-        told = ", ".join(f"{name} {wanted[name]}, not {here[name]}" for name in differing)
+    if wanted != here:
+        told = ", ".join(f"{name} {wanted[name]}, not {here[name]}" for name in wanted if wanted[name] != here[name])
         raise ConfigError(f"recipe: [network]: wants {told} of the network to start from, which keeps its own shape")
 
 

@@ -73,7 +73,7 @@ def train_classifier(
     shows_progress = progress and not distributed.rank()
     with distributed.first_before_others():
         labels = read_tags(folder, split, tags, progress=shows_progress, cache_dir=out)
-    check_data(pairs_of(folder, chosen, masks=False), folder, Path(out), resume, shows_progress)
+    check_data(pairs_of(folder, chosen, masks=False), folder, Path(out), shows_progress)
     run = Run(
         recipe=recipe,
         model=model,

@@ -196,7 +196,7 @@ def _windows(
     if items is not None:
         found = read_list(items, folder.num_classes)
         pairs = dict.fromkeys((folder.root / item.image, folder.root / item.mask) for item in found)
-        check_data(list(pairs), folder, out, resume, progress)
+        check_data(list(pairs), folder, out, progress)
         return [], found
     if resume and (out / CHECKPOINT).is_file() and (out / ITEMS).is_file() and (out / MASKS).is_file():
         return read_text(out / MASKS).split("\n")[:-1], read_list(out / ITEMS, folder.num_classes)
@@ -205,7 +205,7 @@ def _windows(
             ids = few_masks(folder, split, recipe.masks_per_class, recipe.seed, cache_dir=out, progress=progress)
     else:
         ids = list(folder.masked_ids(split))
-    check_data(pairs_of(folder, ids, masks=True), folder, out, resume, progress)
+    check_data(pairs_of(folder, ids, masks=True), folder, out, progress)
     windows = build_items(
         folder, ids, seed=recipe.seed, windows_per_subset=recipe.windows_per_subset, max_subsets=recipe.max_subsets,
         progress=progress,
