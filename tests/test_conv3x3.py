@@ -220,10 +220,17 @@ def test_layouts_may_be_mixed_in_a_stage(isa: str) -> None:
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_result_depends_neither_on_threads_nor_on_the_batch(layout: Layout, restore_threads: None) -> None:
-    for stage in (Stage(3, (16, 33, 20), 60, 28), Stage(5, (96, 64, 96), 12, 12), Stage(1, (64, 64, 64), 96, 96)):
+    """In bands of rows, layer by layer, by parts of a map: each of the stages goes more than one of these ways."""
+    stages = (
+        Stage(3, (16, 33, 20), 60, 28),
+        Stage(5, (96, 64, 96), 12, 12),
+        Stage(1, (96, 64, 96), 26, 22),
+        Stage(1, (64, 64, 64), 96, 96),
+    )
+    for stage in stages:
         case = make(stage, layout)
         found = []
-        for threads in (1, 2, 3, 5):
+        for threads in (1, 2, 3, 5, 40):
             torch.set_num_threads(threads)
             found.append(ops.conv3x3(*case))
         assert all(torch.equal(found[0], other) for other in found[1:])

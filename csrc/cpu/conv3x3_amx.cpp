@@ -122,6 +122,11 @@ struct AmxKernel {
   static int64_t row_unit(const Conv3x3Layer&) {
     return 1;
   }
+  static size_t together_bytes(const Conv3x3Layer&, int64_t, int64_t, int64_t) {
+    return 0;
+  }
+  static void together(const RowsJob<BF16>&, void*, const Parallel&) {
+  }
 
   static void rows(const RowsJob<BF16>& job, void*) {
     int64_t offsets[9];

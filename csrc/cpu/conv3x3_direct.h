@@ -56,8 +56,8 @@ struct Span {       // consecutive pixels of a blocked map to compute
 
 // total[n][v] += sum over blocks [begin, end), taps and inputs of in[n] * weights.
 template <class Weights, int Pixels>
-DDN_INLINE void multiply(const Span& s, const typename Weights::Element* weights, int64_t begin, int64_t end, int first,
-                         Vec (&total)[Pixels][2]) {
+DDN_INLINE void multiply_span(const Span& s, const typename Weights::Element* weights, int64_t begin, int64_t end,
+                              int first, Vec (&total)[Pixels][2]) {
   weights += begin * s.taps * Weights::kTap;
   for (int64_t b = begin; b < end; ++b) {
     for (int t = 0; t < s.taps; ++t, weights += Weights::kTap) {
@@ -84,7 +84,7 @@ void span_tile(const Span& s, const typename Weights::Element* weights) {
     for (int64_t begin = 0; begin < s.in_blocks; begin += together) {
       const int64_t end = least(begin + together, s.in_blocks);
       Vec total[Pixels][2] = {};
-      multiply<Weights, Pixels>(s, weights, begin, end, first, total);
+      multiply_span<Weights, Pixels>(s, weights, begin, end, first, total);
       const bool biased = s.bias && end == s.in_blocks;
 #pragma GCC unroll 12
       for (int n = 0; n < Pixels; ++n)

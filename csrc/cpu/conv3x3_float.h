@@ -34,6 +34,19 @@ struct FloatKernel {
       case Conv3x3Layout::winograd_int16: return winograd_rows<Int16Numbers>(job, scratch);
     }
   }
+
+  static size_t together_bytes(const Conv3x3Layer& layer, int64_t maps, int64_t height, int64_t width) {
+    switch (layer.layout) {
+      case Conv3x3Layout::winograd: return winograd_together_bytes<FloatNumbers>(layer, maps, height, width);
+      case Conv3x3Layout::winograd_int16: return winograd_together_bytes<Int16Numbers>(layer, maps, height, width);
+      default: return 0;
+    }
+  }
+
+  static void together(const RowsJob<float>& job, void* memory, const Parallel& parallel) {
+    job.layer.layout == Conv3x3Layout::winograd ? winograd_together<FloatNumbers>(job, memory, parallel)
+                                                : winograd_together<Int16Numbers>(job, memory, parallel);
+  }
 };
 
 }  // namespace

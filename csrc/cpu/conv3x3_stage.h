@@ -6,7 +6,10 @@
 //     static void enter(), leave();                         // around everything a thread computes
 //     static size_t scratch_bytes(const Conv3x3Layer&);
 //     static int64_t row_unit(const Conv3x3Layer&);         // rows it computes together, from a multiple of it on
-//     static void rows(const RowsJob<E>&, void* scratch);
+//     static void rows(const RowsJob<E>&, void* scratch);   // in one thread
+//     // Whole maps in all threads, where these have something to share; of 0 bytes where they have not.
+//     static size_t together_bytes(const Conv3x3Layer&, int64_t maps, int64_t height, int64_t width);
+//     static void together(const RowsJob<E>&, void* memory, const Parallel&);
 //   };
 //   struct Io {
 //     size_t lines_bytes() const;  // scratch of load
@@ -42,8 +45,7 @@ class Stage {
   }
 
   void run() {
-    const Conv3x3Layer& last = p_.layers[p_.layer_count - 1];
-    if (p_.height * p_.width <= 9 * last.in_channels)
+    if (weights_outweigh_maps() || bands_too_thin())
       by_channels();
     else
       by_rows();
@@ -74,6 +76,22 @@ class Stage {
   }
   int64_t plane(int64_t rows) const {
     return (rows * pitch() + 1 + kSlack) * kBlock;
+  }
+
+  bool weights_outweigh_maps() const {
+    return p_.height * p_.width <= 9 * p_.layers[p_.layer_count - 1].in_channels;
+  }
+
+  // Whether there are so many threads that much of a band is what its neighbours compute, too: some 5 rows for each
+  // layer but the last. Layer by layer nothing is computed twice, but all goes out to memory and back: as long as the
+  // products of about 128 channels take (80x80 maps of 256 channels: 1.1 to 1.3 times as long in one thread, 160x160
+  // of 128: 2 times, 320x320 of 64: 2.3 times).
+  bool bands_too_thin() const {
+    const Conv3x3Layer& last = p_.layers[p_.layer_count - 1];
+    const int64_t threads = parallel_.threads, units = p_.maps * ((p_.height + kUnit - 1) / kUnit);
+    if (threads < 2 || !Kernel::together_bytes(last, 1, p_.height, p_.width)) return false;
+    const int64_t band = kUnit * ((units + threads - 1) / threads) + 5 * (p_.layer_count - 1);
+    return kUnit * units * (last.in_channels + 128) < band * threads * last.in_channels;
   }
 
   size_t kernel_bytes() const {
@@ -197,44 +215,93 @@ class Stage {
   void by_channels() {
     int64_t most = blocks_of(out_channels());
     for (int64_t l = 0; l < p_.layer_count; ++l) most = in_blocks(l) > most ? in_blocks(l) : most;
-    const int64_t rows = p_.height + 2, map_elements = most * plane(rows);
-    const int64_t fit = (int64_t{8} << 20) / (2 * map_elements * static_cast<int64_t>(sizeof(E)));
-    const int64_t group = fit < 1 ? 1 : least(fit, p_.maps);
-    E* memory = static_cast<E*>(scratch(Scratch::shared, 2 * group * map_elements * sizeof(E)));
-    const size_t kernel = kernel_bytes();
-    for (int64_t n = 0; n < p_.maps; n += group) {
-      const int64_t now = least(p_.maps - n, group);
-      E *from = memory, *to = memory + group * map_elements;
-      const auto map = [&](E* side, int64_t m) { return Map{side + m * map_elements, plane(rows), pitch()}; };
-      const int64_t first_blocks = in_blocks(0);
-      parallel_(now * first_blocks, [&](int64_t begin, int64_t end) {
-        void* lines = scratch(Scratch::worker, kernel);
-        for (int64_t k = begin; k < end; ++k)
-          load_plane(n + k / first_blocks, map(from, k / first_blocks), k % first_blocks, lines);
-      });
-      for (int64_t l = 0; l < p_.layer_count; ++l) {
-        const Conv3x3Layer& layer = p_.layers[l];
-        const RowsJob<E> job{layer, map(from, 0), 0, map(to, 0), 1, p_.height, 0, 0, now, map_elements, map_elements};
-        parallel_(now * blocks_of(layer.out_channels), [&](int64_t begin, int64_t end) {
-          const Entered entered;
-          layer_tasks(begin, end, job, scratch(Scratch::worker, kernel));
-        });
-        E* swapped = from;
-        from = to, to = swapped;
-      }
-      const int64_t units = (p_.height + 1) / 2;
-      parallel_(now * units, [&](int64_t begin, int64_t end) {
-        for (int64_t k = begin; k < end; ++k) {
-          const int64_t y = k % units * 2;
-          io_.finish(n + k / units, y, p_.height - y < 2 ? 1 : 2, map(from, k / units), y + 1);
-        }
-      });
+    const int64_t map_elements = most * plane(p_.height + 2), at_once = maps_at_once(map_elements);
+    int64_t first = 0;
+    for (int64_t groups = (p_.maps + at_once - 1) / at_once; groups > 0; --groups) {  // of nearly the same size
+      const int64_t maps = (p_.maps - first + groups - 1) / groups;
+      by_channels(first, maps, map_elements);
+      first += maps;
     }
   }
 
-  void load_plane(int64_t n, const Map& to, int64_t block, void* lines) const {
-    for (int64_t y = 0; y < p_.height; ++y) io_.load(n, y, to, y + 1, block, block + 1, lines);
-    zero_outside(to, block, block + 1);
+  // As many as fit, with their results, 6 MiB a thread, or of two.
+  int64_t maps_at_once(int64_t map_elements) const {
+    const int64_t bytes = (int64_t{6} << 20) * (parallel_.threads < 2 ? 2 : parallel_.threads);
+    const int64_t fit = bytes / (2 * map_elements * static_cast<int64_t>(sizeof(E)));
+    return fit < 1 ? 1 : fit;
+  }
+
+  // Maps [n, n + maps). Each layer takes them from one half of the memory to the other.
+  void by_channels(int64_t n, int64_t maps, int64_t map_elements) {
+    size_t together = 0;
+    for (int64_t l = 0; l < p_.layer_count; ++l) {
+      const size_t bytes = Kernel::together_bytes(p_.layers[l], maps, p_.height, p_.width);
+      together = bytes > together ? bytes : together;
+    }
+    const int64_t half = maps * map_elements;
+    E* memory = static_cast<E*>(scratch(Scratch::shared, 2 * half * sizeof(E) + together));
+    const auto map = [&](int64_t layer, int64_t m) {
+      return Map{memory + layer % 2 * half + m * map_elements, plane(p_.height + 2), pitch()};
+    };
+    const size_t kernel = kernel_bytes();
+    parallel_(maps * p_.height, [&](int64_t begin, int64_t end) {
+      void* lines = scratch(Scratch::worker, kernel);
+      for (int64_t k = begin; k < end; ++k) {
+        const int64_t m = k / p_.height, y = k % p_.height;
+        io_.load(n + m, y, map(0, m), y + 1, 0, in_blocks(0), lines);
+        if (y == 0) zero_outside(map(0, m), 0, in_blocks(0));
+      }
+    });
+    for (int64_t l = 0; l < p_.layer_count; ++l)
+      whole_layer({p_.layers[l], map(l, 0), 0, map(l + 1, 0), 1, p_.height, 0, blocks_of(p_.layers[l].out_channels),
+                   maps, map_elements, map_elements},
+                  memory + 2 * half);
+    const int64_t units = (p_.height + 1) / 2;
+    parallel_(maps * units, [&](int64_t begin, int64_t end) {
+      for (int64_t k = begin; k < end; ++k) {
+        const int64_t y = k % units * 2;
+        io_.finish(n + k / units, y, p_.height - y < 2 ? 1 : 2, map(p_.layer_count, k / units), y + 1);
+      }
+    });
+  }
+
+  void whole_layer(const RowsJob<E>& job, void* memory) {
+    const int64_t blocks = job.block_end;
+    if (Kernel::together_bytes(job.layer, job.maps, p_.height, p_.width)) {
+      Kernel::together(job, memory, parallel_);
+      parallel_(job.maps, [&](int64_t begin, int64_t end) {
+        for (int64_t m = begin; m < end; ++m) zero_outside(job.out_of(m), 0, blocks);
+      });
+      return;
+    }
+    const size_t kernel = kernel_bytes();
+    const int64_t parts = parts_of_map(job.maps * blocks);
+    parallel_(job.maps * blocks * parts, [&](int64_t begin, int64_t end) {
+      const Entered entered;
+      void* kernel_scratch = scratch(Scratch::worker, kernel);
+      if (parts == 1) return layer_tasks(begin, end, job, kernel_scratch);
+      for (int64_t k = begin; k < end; ++k) part_of_map(job, k / parts, k % parts, parts, kernel_scratch);
+    });
+  }
+
+  // Parts that a block of a map is cut into where there are fewer of them than threads: of whole units of rows, and
+  // of more pixels than a kernel may write beyond the last.
+  int64_t parts_of_map(int64_t tasks) const {
+    const int64_t wanted = (parallel_.threads + tasks - 1) / tasks;
+    const int64_t least_units = (kSlack + kUnit * pitch() - 1) / (kUnit * pitch());
+    const int64_t most = p_.height / kUnit / least_units;
+    return most < 1 ? 1 : least(wanted, most);
+  }
+
+  // Part `part` of task `task` of a layer: one map, one block of outputs.
+  void part_of_map(RowsJob<E> job, int64_t task, int64_t part, int64_t parts, void* kernel_scratch) const {
+    const int64_t units = p_.height / kUnit, m = task % job.maps, top = part * units / parts * kUnit;
+    const int64_t bottom = part + 1 < parts ? (part + 1) * units / parts * kUnit : p_.height;
+    job.block_begin = task / job.maps, job.block_end = job.block_begin + 1;
+    job.in = job.in_of(m), job.out = job.out_of(m), job.maps = 1;
+    job.in_row += top, job.out_row += top, job.count = bottom - top;
+    Kernel::rows(job, kernel_scratch);
+    if (part == 0) zero_outside(job.out, job.block_begin, job.block_end);
   }
 
   void zero_outside(const Map& map, int64_t begin, int64_t end) const {

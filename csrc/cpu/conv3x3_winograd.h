@@ -9,6 +9,8 @@
 // the 36 transformed kernels as a matrix product, and transformed back.
 #pragma once
 #include "cpu/conv3x3_direct.h"
+#include "cpu/parallel.h"
+#include "cpu/scratch.h"
 
 namespace ddn::cpu {
 namespace {
@@ -145,11 +147,6 @@ inline void tile_in_edge(const float* from, int64_t row, int rows, int columns, 
   tile_in(patch, 6 * kBlock, to);
 }
 
-// Elements from one point to the next: an odd number of blocks, so that 36 stores do not meet in one set of the cache.
-DDN_INLINE int64_t point_stride(int64_t blocks) {
-  return (blocks * kGroup + 1) * kBlock;
-}
-
 constexpr int64_t kProductPoint = (kGroup + 1) * kBlock;
 
 DDN_INLINE int at_most(int64_t n, int most) {
@@ -187,8 +184,12 @@ struct FloatNumbers {
   using Element = float;  // of transformed inputs and weights
   struct TileScale {};
 
+  static constexpr int64_t kWeights = DirectWeights::kTap;  // of a point and a block of inputs
+  // Blocks of inputs multiplied at once: their weights, 16 KiB, stay in the first-level cache for all tiles.
+  static constexpr int64_t kTogether = 4;
+
   static constexpr int64_t kernel_elements(int64_t in_blocks) {
-    return in_blocks * DirectWeights::kTap;
+    return in_blocks * kWeights;
   }
 
   static TileScale scale(const Rows<float>&, int64_t, const Tile&) {
@@ -200,9 +201,22 @@ struct FloatNumbers {
     }
   };
 
-  static void multiply(const float* points, int64_t in_blocks, const float* weights, float* products, int64_t tiles) {
+  // products [tile,32] (+)= points times weights of `blocks` blocks of inputs, `stride` elements between them.
+  template <int Count>
+  static void multiply(const float* points, int64_t stride, int64_t blocks, const float* weights, float* products,
+                       bool add) {
     const int64_t no_offset[1] = {0};
-    span<DirectWeights>({points, kGroup * kBlock, in_blocks, no_offset, 1, products, nullptr}, weights, tiles);
+    const Span s{points, stride, blocks, no_offset, 1, products, nullptr};
+    for (int first = 0; first < kBlock; first += kOutputs) {
+      Vec total[Count][2] = {};
+      multiply_span<DirectWeights, Count>(s, weights, 0, blocks, first, total);
+#pragma GCC unroll 12
+      for (int n = 0; n < Count; ++n)
+        for (int v = 0; v < 2; ++v) {
+          float* at = products + n * kBlock + first + v * kWidth;
+          store(at, add ? load(at) + total[n][v] : total[n][v]);
+        }
+    }
   }
 
   struct Products {
@@ -219,95 +233,154 @@ struct FloatNumbers {
   };
 };
 
+// Transformed inputs of `count` tiles: of a thread's own, or of a whole layer, for all threads.
 template <class Numbers>
-size_t winograd_scratch(const Conv3x3Layer& layer) {
-  const size_t points = point_stride(blocks_of(layer.in_channels)) * sizeof(typename Numbers::Element);
-  return kPoints * (points + kProductPoint * sizeof(float));
-}
-
-// One group of tiles on its way. scratch: winograd_scratch<Numbers>(layer) bytes.
-template <class Numbers>
-class Group {
+class Transformed {
   using Element = typename Numbers::Element;
+  using TileScale = typename Numbers::TileScale;
 
  public:
-  Group(const RowsJob<float>& job, void* scratch)
-      : job_(job),
-        in_blocks_(blocks_of(job.layer.in_channels)),
-        in_point_(point_stride(in_blocks_)),
-        products_(static_cast<float*>(scratch)),
-        transformed_(reinterpret_cast<Element*>(products_ + kPoints * kProductPoint)) {
+  static size_t bytes(int64_t in_blocks, int64_t count) {
+    return kPoints * point_stride(in_blocks, count) * sizeof(Element) + count * sizeof(TileScale);
   }
 
-  void run(const Tiles& tiles, int64_t first, int64_t count) {
-    count_ = static_cast<int>(count);
-    for (int t = 0; t < count_; ++t) tile_[t] = tiles[first + t];
-    transform();
-    for (int64_t b = job_.block_begin; b < job_.block_end; ++b) {
-      const Element* weights = static_cast<const Element*>(job_.layer.weight) + b * kPoints * kernel_elements();
-      for (int64_t k = 0; k < kPoints; ++k)
-        Numbers::multiply(transformed_ + k * in_point_, in_blocks_, weights + k * kernel_elements(),
-                          products_ + k * kProductPoint, count_);
-      transform_back(b, weights);
+  Transformed(void* memory, int64_t in_blocks, int64_t count)
+      : in_blocks_(in_blocks),
+        count_(count),
+        point_(point_stride(in_blocks, count)),
+        points_(static_cast<Element*>(memory)),
+        scales_(reinterpret_cast<TileScale*>(points_ + kPoints * point_)) {
+  }
+
+  // Makes `tile` of the job's input the t-th.
+  void put(int64_t t, const RowsJob<float>& job, const Tile& tile) {
+    const int64_t row = job.in.pitch * kBlock;
+    scales_[t] = Numbers::scale(job.in, in_blocks_, tile);
+    typename Numbers::Points to(points_ + t * kBlock, point_, scales_[t]);
+    for (int64_t b = 0; b < in_blocks_; ++b, to.to += count_ * kBlock) {
+      const float* from = job.in.data + b * job.in.plane + tile.in;
+      if (tile.in_rows == 6 && tile.in_columns == 6)
+        tile_in(from, row, to);
+      else
+        tile_in_edge(from, row, tile.in_rows, tile.in_columns, to);
     }
   }
 
- private:
-  const RowsJob<float>& job_;
-  int64_t in_blocks_, in_point_;
-  float* products_;       // [36][tile][32]
-  Element* transformed_;  // [36][in block][tile][32]
-  int count_ = 0;
-  Tile tile_[kGroup];
-  typename Numbers::TileScale scale_[kGroup];
-
-  int64_t kernel_elements() const {
-    return Numbers::kernel_elements(in_blocks_);
-  }
-
-  void transform() {
-    const int64_t row = job_.in.pitch * kBlock;
-    for (int t = 0; t < count_; ++t) {
-      const Tile& tile = tile_[t];
-      scale_[t] = Numbers::scale(job_.in, in_blocks_, tile);
-      typename Numbers::Points to(transformed_ + t * kBlock, in_point_, scale_[t]);
-      for (int64_t b = 0; b < in_blocks_; ++b, to.to += kGroup * kBlock) {
-        const float* from = job_.in.data + b * job_.in.plane + tile.in;
-        if (tile.in_rows == 6 && tile.in_columns == 6)
-          tile_in(from, row, to);
-        else
-          tile_in_edge(from, row, tile.in_rows, tile.in_columns, to);
+  // products [tile,32] of `tiles` tiles from the t-th on, at point k and for one block of outputs. Weights in the outer
+  // loop: a few blocks' stay in the first-level cache, while tiles' values and sums pass by, once for each few.
+  void multiply(int64_t k, int64_t t, int64_t tiles, const Element* weights, float* products) const {
+    for (int64_t b = 0; b < in_blocks_; b += Numbers::kTogether) {
+      const int64_t blocks = least(Numbers::kTogether, in_blocks_ - b);
+      const Element* points = points_ + k * point_ + (b * count_ + t) * kBlock;
+      for (int64_t first = 0, parts = (tiles + kPixels - 1) / kPixels; parts > 0; --parts) {
+        const int64_t now = (tiles - first + parts - 1) / parts;  // of nearly the same size
+        multiply_some<>(now, points + first * kBlock, blocks, weights + b * Numbers::kWeights,
+                        products + first * kBlock, b > 0);
+        first += now;
       }
     }
   }
 
-  void transform_back(int64_t block, const Element* weights) const {
-    float values[kBlock];
-    const float* bias = load_bias(job_.layer, block, values);
-    const int64_t row = job_.out.pitch * kBlock;
-    for (int t = 0; t < count_; ++t) {
-      const typename Numbers::Products from(products_ + t * kBlock, weights, kernel_elements(), scale_[t]);
-      float* to = job_.out.data + block * job_.out.plane + tile_[t].out;
-      if (tile_[t].out_rows == 4 && tile_[t].out_columns == 4)
-        tile_out(from, bias, to, row);
-      else
-        tile_out_edge(from, bias, to, row, tile_[t].out_rows, tile_[t].out_columns);
+  TileScale scale(int64_t t) const {
+    return scales_[t];
+  }
+
+ private:
+  int64_t in_blocks_, count_, point_;
+  Element* points_;  // [36][in block][tile][32]
+  TileScale* scales_;
+
+  // Elements from one point to the next: of an odd number of blocks, so that 36 stores do not meet in one set of the
+  // cache.
+  static int64_t point_stride(int64_t in_blocks, int64_t count) {
+    return (in_blocks * count / 2 * 2 + 1) * kBlock;
+  }
+
+  template <int Count = kPixels>
+  void multiply_some(int64_t tiles, const Element* points, int64_t blocks, const Element* weights, float* products,
+                     bool add) const {
+    if constexpr (Count > 0) {
+      if (tiles == Count)
+        return Numbers::template multiply<Count>(points, count_ * kBlock, blocks, weights, products, add);
+      multiply_some<Count - 1>(tiles, points, blocks, weights, products, add);
     }
   }
 };
 
+constexpr size_t kProductsBytes = kPoints * kProductPoint * sizeof(float);  // [36][tile][32]
+
+// One block of outputs of up to kGroup tiles from `first` on, the t-th and following of `in`.
+template <class Numbers>
+void tiles_of_block(const RowsJob<float>& job, const Tiles& tiles, int64_t first, int64_t count, int64_t block,
+                    const Transformed<Numbers>& in, int64_t t, float* products) {
+  const int64_t kernel = Numbers::kernel_elements(blocks_of(job.layer.in_channels));
+  const auto* weights = static_cast<const typename Numbers::Element*>(job.layer.weight) + block * kPoints * kernel;
+  for (int64_t k = 0; k < kPoints; ++k) in.multiply(k, t, count, weights + k * kernel, products + k * kProductPoint);
+  float values[kBlock];
+  const float* bias = load_bias(job.layer, block, values);
+  const int64_t row = job.out.pitch * kBlock;
+  for (int64_t n = 0; n < count; ++n) {
+    const typename Numbers::Products from(products + n * kBlock, weights, kernel, in.scale(t + n));
+    const Tile tile = tiles[first + n];
+    float* to = job.out.data + block * job.out.plane + tile.out;
+    if (tile.out_rows == 4 && tile.out_columns == 4)
+      tile_out(from, bias, to, row);
+    else
+      tile_out_edge(from, bias, to, row, tile.out_rows, tile.out_columns);
+  }
+}
+
+template <class Numbers>
+size_t winograd_scratch(const Conv3x3Layer& layer) {
+  return kProductsBytes + Transformed<Numbers>::bytes(blocks_of(layer.in_channels), kGroup);
+}
+
+// All of a job in one thread. scratch: winograd_scratch<Numbers>(layer) bytes.
 template <class Numbers>
 void winograd_rows(const RowsJob<float>& job, void* scratch) {
   const Tiles tiles{job};
-  Group<Numbers> group(job, scratch);
+  float* products = static_cast<float*>(scratch);
+  Transformed<Numbers> in(static_cast<char*>(scratch) + kProductsBytes, blocks_of(job.layer.in_channels), kGroup);
   int64_t first = 0;
   for (int64_t groups = (tiles.total() + kGroup - 1) / kGroup; groups > 0; --groups) {  // of nearly the same size
     const int64_t count = (tiles.total() - first + groups - 1) / groups;
-    group.run(tiles, first, count);
+    for (int64_t t = 0; t < count; ++t) in.put(t, job, tiles[first + t]);
+    for (int64_t b = job.block_begin; b < job.block_end; ++b)
+      tiles_of_block(job, tiles, first, count, b, in, 0, products);
     first += count;
   }
   for (int64_t m = 0; m < job.maps; ++m)
     for (int64_t b = job.block_begin; b < job.block_end; ++b) job.out_of(m).zero_borders(b, job.out_row, job.count);
+}
+
+template <class Numbers>
+size_t winograd_together_bytes(const Conv3x3Layer& layer, int64_t maps, int64_t height, int64_t width) {
+  const int64_t tiles = maps * ((height + 3) / 4) * ((width + 3) / 4);
+  return Transformed<Numbers>::bytes(blocks_of(layer.in_channels), tiles);
+}
+
+// A job that all threads do together: each transforms a share of the tiles, then makes blocks of outputs, or parts of
+// them where there are more threads than blocks. memory: winograd_together_bytes<Numbers>(..) bytes.
+template <class Numbers>
+void winograd_together(const RowsJob<float>& job, void* memory, const Parallel& parallel) {
+  const Tiles tiles{job};
+  const int64_t total = tiles.total(), blocks = job.block_end - job.block_begin;
+  Transformed<Numbers> in(memory, blocks_of(job.layer.in_channels), total);
+  parallel(total, [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; ++t) in.put(t, job, tiles[t]);
+  });
+  const int64_t fit = (total + kGroup - 1) / kGroup, wanted = (parallel.threads + blocks - 1) / blocks;
+  const int64_t parts = wanted <= fit ? fit : least(wanted, (total + kPixels - 1) / kPixels);
+  parallel(blocks * parts, [&](int64_t begin, int64_t end) {
+    float* products = static_cast<float*>(scratch(Scratch::worker, kProductsBytes));
+    for (int64_t k = begin; k < end; ++k) {
+      const int64_t block = job.block_begin + k / parts, part = k % parts;
+      const int64_t first = part * total / parts, until = (part + 1) * total / parts;
+      tiles_of_block(job, tiles, first, until - first, block, in, first, products);
+      for (int64_t m = part * job.maps / parts; m < (part + 1) * job.maps / parts; ++m)
+        job.out_of(m).zero_borders(block, job.out_row, job.count);
+    }
+  });
 }
 
 }  // namespace

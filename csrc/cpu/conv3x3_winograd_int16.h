@@ -60,11 +60,12 @@ DDN_INLINE void store_int16(int16_t* to, Vec v) {
 
 struct Int16Numbers {
   using Element = int16_t;
-  static constexpr int64_t kRow = 2 * kBlock;  // a pair of inputs, of 32 outputs
+  static constexpr int64_t kRow = 2 * kBlock;             // a pair of inputs, of 32 outputs
+  static constexpr int64_t kWeights = kBlock / 2 * kRow;  // of a point and a block of inputs
 
   // Rows of a point's kernel: pairs of inputs, then the 32 outputs' scales in float.
   static constexpr int64_t kernel_elements(int64_t in_blocks) {
-    return (in_blocks * kBlock / 2 + 1) * kRow;
+    return in_blocks * kWeights + kRow;
   }
 
   static constexpr int64_t kTogether = 2;  // blocks of inputs whose products are added up as integers
@@ -105,13 +106,33 @@ struct Int16Numbers {
     }
   };
 
-  // products [tile,32] of `tiles` tiles at one point.
-  static void multiply(const int16_t* points, int64_t in_blocks, const int16_t* weights, float* products,
-                       int64_t tiles) {
-    for (int64_t parts = (tiles + kPixels - 1) / kPixels; parts > 0; --parts) {
-      const int64_t now = (tiles + parts - 1) / parts;
-      part_of<>(points, in_blocks, weights, products, now);
-      tiles -= now, points += now * kBlock, products += now * kBlock;
+  // products [tile,32] (+)= points times weights of `blocks` blocks of inputs, `stride` elements between them.
+  template <int Count>
+  static void multiply(const int16_t* points, int64_t stride, int64_t blocks, const int16_t* weights, float* products,
+                       bool add) {
+    for (int first = 0; first < kBlock; first += kOutputs) {
+      IVec total[Count][2] = {};
+      const int16_t* row = weights + 2 * first;
+      for (int64_t b = 0; b < blocks; ++b) {
+        const int16_t* in = points + b * stride;
+#pragma GCC unroll 4
+        for (int pair = 0; pair < kBlock / 2; ++pair, row += kRow) {
+          const IVec w0 = load_bits<IVec>(row), w1 = load_bits<IVec>(row + 2 * kWidth);
+#pragma GCC unroll 12
+          for (int n = 0; n < Count; ++n) {
+            const IVec two = IVec{} + load_bits<int32_t>(in + n * kBlock + 2 * pair);
+            total[n][0] = dot_pairs(total[n][0], two, w0);
+            total[n][1] = dot_pairs(total[n][1], two, w1);
+          }
+        }
+      }
+#pragma GCC unroll 12
+      for (int n = 0; n < Count; ++n)
+        for (int v = 0; v < 2; ++v) {
+          float* at = products + n * kBlock + first + v * kWidth;
+          const Vec sum = __builtin_convertvector(total[n][v], Vec);
+          store(at, add ? load(at) + sum : sum);
+        }
     }
   }
 
@@ -152,43 +173,6 @@ struct Int16Numbers {
     uint32_t bits = 0;
     for (int k = 0; k < kWidth; ++k) bits = all[k] > bits ? all[k] : bits;
     return bits;
-  }
-
-  template <int Tiles = kPixels>
-  static void part_of(const int16_t* points, int64_t in_blocks, const int16_t* weights, float* products,
-                      int64_t tiles) {
-    if constexpr (Tiles > 0) {
-      if (tiles == Tiles) return part<Tiles>(points, in_blocks, weights, products);
-      part_of<Tiles - 1>(points, in_blocks, weights, products, tiles);
-    }
-  }
-
-  template <int Tiles>
-  static void part(const int16_t* points, int64_t in_blocks, const int16_t* weights, float* products) {
-    for (int first = 0; first < kBlock; first += kOutputs)
-      for (int64_t begin = 0; begin < in_blocks; begin += kTogether) {
-        IVec total[Tiles][2] = {};
-        for (int64_t b = begin; b < least(begin + kTogether, in_blocks); ++b) {
-          const int16_t *in = points + b * kGroup * kBlock, *row = weights + b * kBlock / 2 * kRow + 2 * first;
-#pragma GCC unroll 4
-          for (int pair = 0; pair < kBlock / 2; ++pair, row += kRow) {
-            const IVec w0 = load_bits<IVec>(row), w1 = load_bits<IVec>(row + 2 * kWidth);
-#pragma GCC unroll 12
-            for (int n = 0; n < Tiles; ++n) {
-              const IVec two = IVec{} + load_bits<int32_t>(in + n * kBlock + 2 * pair);
-              total[n][0] = dot_pairs(total[n][0], two, w0);
-              total[n][1] = dot_pairs(total[n][1], two, w1);
-            }
-          }
-        }
-#pragma GCC unroll 12
-        for (int n = 0; n < Tiles; ++n)
-          for (int v = 0; v < 2; ++v) {
-            float* at = products + n * kBlock + first + v * kWidth;
-            const Vec sum = __builtin_convertvector(total[n][v], Vec);
-            store(at, begin > 0 ? load(at) + sum : sum);
-          }
-      }
   }
 };
 

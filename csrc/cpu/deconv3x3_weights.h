@@ -129,6 +129,12 @@ struct WinogradKernel {
   static void rows(const RowsJob<float>& job, void* scratch) {
     winograd_rows<FloatNumbers>(job, scratch);
   }
+  static size_t together_bytes(const Conv3x3Layer& layer, int64_t maps, int64_t height, int64_t width) {
+    return winograd_together_bytes<FloatNumbers>(layer, maps, height, width);
+  }
+  static void together(const RowsJob<float>& job, void* memory, const Parallel& parallel) {
+    winograd_together<FloatNumbers>(job, memory, parallel);
+  }
 };
 
 }  // namespace

@@ -64,9 +64,10 @@ void run_on_cpu(void (*kernel)(const Params&, int64_t, int64_t), const Params& p
 
 // The same threads for kernels that share their work out by themselves.
 inline cpu::Parallel torch_threads() {
-  return {[](int64_t count, cpu::Parallel::Body body, void* context) {
+  const auto run = [](int64_t count, cpu::Parallel::Body body, void* context) {
     torch::stable::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) { body(context, begin, end); });
-  }};
+  };
+  return {run, torch::stable::get_num_threads()};
 }
 
 template <class Params>

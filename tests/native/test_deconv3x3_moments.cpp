@@ -116,7 +116,7 @@ int64_t padded(int64_t channels) {
 // The gradients of a layer: given the gradient of y as it is, and as that of a score.
 void check_gradients(const Case& c, const Floats& y, const Floats& mean) {
   const Shape& s = c.s;
-  const cpu::Parallel parallel{run_in_one_thread};
+  const cpu::Parallel parallel{run_in_one_thread, 1};
   const Floats grad_y = random_floats(c.pixels * s.out), grad_mean = random_floats(s.out),
                grad_var = random_floats(s.out), grad_score = random_floats(c.pixels * 2),
                score_scale = random_floats(s.out), score_shift = random_floats(s.out),
@@ -183,7 +183,7 @@ void check_gradients(const Case& c, const Floats& y, const Floats& mean) {
 void check(const Shape& shape) {
   const Case c(shape);
   const Shape& s = c.s;
-  const cpu::Parallel parallel{run_in_one_thread};
+  const cpu::Parallel parallel{run_in_one_thread, 1};
   Floats y(c.y.size()), mean(static_cast<size_t>(s.out)), var(mean);
   Floats rows(static_cast<size_t>(s.maps * s.height * 2 * padded(s.out)));
   const uint8_t* switches = s.pooled ? c.switches.data() : nullptr;
