@@ -1,6 +1,6 @@
 # make demo    train both stages on generated images and segment images never trained on (6 minutes on 2 cores)
 # make test    checks and tests
-# Both set up what they need in .venv. Needed on the machine: python3 (3.10 to 3.13, with venv and headers), g++, make.
+# Both set up what they need in .venv. Needed on the machine: python3 (3.10 to 3.14, with venv and headers), g++, make.
 # DDN_CUDA=OFF|ON|AUTO, TORCH_CUDA_ARCH_LIST and MAX_JOBS reach the build. TORCH names the torch to install, TORCH_INDEX
 # the package index to take it from: where the default index serves CUDA builds of several gigabytes, PyTorch's own
 # index of CPU builds.
@@ -53,8 +53,8 @@ build: $(VENV)/.built
 
 # torch by itself and first: a range, or another package's wish for it, may fetch a CUDA build of several gigabytes.
 $(VENV)/.torch: requirements.txt
-	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' || \
-	  { echo 'wanted Python 3.10 to 3.13 as PYTHON=, got' `$(PYTHON) --version`; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 15))' || \
+	  { echo 'wanted Python 3.10 to 3.14 as PYTHON=, got' `$(PYTHON) --version`; exit 1; }
 	$(PYTHON) -m venv $(VENV) || { echo 'python3 -m venv failed: on Debian, apt install python3-venv python3-dev'; exit 1; }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$(TORCH)"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt

@@ -132,6 +132,10 @@ class Run:
             for step in self.steps(part, work):
                 record = self.step(step, part)
                 record["part"] = part
+                if step.name == "profile" and record["status"] in ("ok", "failed"):
+                    said = ncu_errors(work / "ncu.csv")  # ncu speaks in its log file
+                    record["tail"] += said
+                    record["status"] = "failed" if said else record["status"]
                 if record["status"] != "left out" or step.name not in self.report["steps"]:
                     self.report["steps"][step.name] = record
                 if step.results:
@@ -350,6 +354,14 @@ def collect(work: Path, pattern: str) -> dict[str, Any]:
                 report = json.loads(path.read_text())
                 found[report.get("benchmark", path.stem)] = report
     return found
+
+
+def ncu_errors(log: Path) -> list[str]:
+    """What ncu says went wrong."""
+    with contextlib.suppress(OSError):
+        lines = log.read_text(errors="replace").splitlines()
+        return [line[:400] for line in lines if line.startswith("==ERROR==")][-5:]
+    return []
 
 
 def stamp(environment: dict[str, str]) -> dict[str, Any]:

@@ -218,7 +218,7 @@ struct ClassGateParams {
   float* y;                 // [Q,K]
   Dtype cls_dtype;          // of cls_weight: float32 or bfloat16
   Dtype dtype;              // of fc7_weight and fc6_weight, likewise, or float16 on CUDA
-  Dtype fc6_dtype;          // likewise
+  Dtype fc6_dtype;          // float32 or bfloat16
   Dtype fc7_dtype;          // likewise
   int64_t labels;           // L
   int64_t features;         // F

@@ -5,6 +5,7 @@ What a recording is, is the recorder's: :class:`CudaGraphs` makes CUDA graphs, t
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 from collections.abc import Callable, Sequence
@@ -112,6 +113,7 @@ class CudaGraphs:
         # Of each place, the memory of its graphs and where they are recorded: cuBLAS has a workspace for each stream of
         # recording, which graphs that run at the same time must not share.
         self._places: dict[object, tuple[Any, torch.cuda.Stream]] = {}
+        self._refused: list[Any] = []  # graphs that failed
 
     def place(self) -> object:
         """The current stream of the device."""
@@ -127,7 +129,23 @@ class CudaGraphs:
                 self._places[place] = torch.cuda.graph_pool_handle(), torch.cuda.Stream(self._device)
             pool, beside = self._places[place]
             graph = torch.cuda.CUDAGraph()
-            # other threads may allocate memory meanwhile
-            with torch.cuda.graph(graph, pool=pool, stream=beside, capture_error_mode="thread_local"):
-                outputs = function()
+            try:
+                # other threads may allocate memory meanwhile
+                with torch.cuda.graph(graph, pool=pool, stream=beside, capture_error_mode="thread_local"):
+                    outputs = function()
+            except RuntimeError:
+                self._abandon(place, graph)
+                raise
             return graph.replay, outputs
+
+    def _abandon(self, place: object, graph: Any) -> None:
+        """After a recording that failed: the next one at `place` gets memory of its own.
+
+        Where the device ends a capture with an error, CUDAGraph.capture_end raises before it tells torch's allocators
+        that recording is over. They would refuse the pool to any other graph, keep all memory that several streams have
+        used, and go on asking this graph which streams are recorded: so they are told here, and the graph stays.
+        """
+        pool, _ = self._places.pop(place)
+        self._refused.append(graph)
+        with contextlib.suppress(RuntimeError):  # they know: the function itself failed, or this torch has told them
+            torch._C._cuda_endAllocateToPool(self._device.index, pool)

@@ -157,7 +157,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     model, _ = _load(arguments)
     result = evaluate(
         model,
-        VocFolder(arguments.data, classes=model.config.classes),
+        VocFolder(arguments.data),
         arguments.split,
         labels=arguments.labels,
         threshold=arguments.threshold,

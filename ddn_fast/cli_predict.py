@@ -16,18 +16,26 @@ from typing import Any
 
 from tqdm import tqdm
 
-from .cli_images import Part, find_images, key_of, split_images, tags_of_images
+from .cli_images import (
+    MASKS,
+    OVERLAYS,
+    RECORDS,
+    SETTINGS,
+    Part,
+    find_images,
+    key_of,
+    split_images,
+    tags_of_images,
+    tags_told,
+)
 from .errors import DDNError, InputError
-from .images import one_large, save_image, write_atomic
+from .images import one_large, remove_leftovers, save_image, write_atomic
 from .segmentation import Segmentation, Segmenter
 from .threads import in_order
 
-RECORDS = "scores.jsonl"
-SETTINGS = "run.json"
-MASKS = "masks"
-OVERLAYS = "overlays"
 MAX_NAME_BYTES = 255  # of a file's name, on every common file system
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # no other image could be written either
+# of one name alone; after any other error of the system nothing else could be written either
+_OF_A_NAME = (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ, errno.EISDIR)
 
 
 @dataclass
@@ -86,7 +94,7 @@ def predict(
     if resume and overwrite:
         raise InputError("resume, overwrite: wanted one of the two")
     classes = model.config.classes
-    paths = split_images(inputs, split, classes, part) if split else find_images(inputs, Path(out), part)
+    paths = split_images(inputs, split, part) if split else find_images(inputs, Path(out), part)
     named: list[list[str] | None] = [None] * len(paths)
     if tags is not None:
         named = tags_of_images(str(tags), paths, inputs, split, classes, progress)
@@ -96,7 +104,11 @@ def predict(
     results = model.segment_iter(
         sources, labels if tags is None else chosen, threshold=threshold, batch_size=batch_size, on_error="keep"
     )
-    told = {"threshold": float(threshold), "labels": labels and list(labels), "tags": tags and str(tags)}
+    told = {
+        "threshold": float(threshold),
+        "labels": labels and sorted(set(labels)),
+        "tags": None if tags is None else tags_told(str(tags)),
+    }
     settings = told | dict(about or {})
     names = Names()
 
@@ -122,11 +134,12 @@ def predict(
 def _record(records: Iterable[dict[str, Any]], summary: Summary, count: int, progress: bool) -> Summary:
     """Append what was written, in order, to the records; counts it."""
     with (
-        summary.records.open("ab", buffering=0) as file,
+        summary.records.open("ab") as file,
         tqdm(records, total=count, desc="predict", unit="image", disable=not progress) as bar,
     ):
         for record in bar:
             file.write(_line(record))
+            file.flush()  # by a buffer, as a bare write may be cut short without an error
             if "error" in record:
                 summary.failed += 1
                 tqdm.write(f"{record['error']['type']}: {record['error']['message']}", file=sys.stderr)
@@ -157,6 +170,8 @@ def _check_earlier(out: Path, settings: Mapping[str, Any], resume: bool, overwri
 def _begin(out: Path, settings: Mapping[str, Any], overlays: bool) -> None:
     for folder in (MASKS, OVERLAYS) if overlays else (MASKS,):
         (out / folder).mkdir(parents=True, exist_ok=True)
+        remove_leftovers(out / folder)
+    remove_leftovers(out)
     write_atomic(out / SETTINGS, json.dumps(settings, indent=1, allow_nan=False).encode("ascii") + b"\n")
 
 
@@ -215,7 +230,7 @@ def _write(result: Segmentation, path: Path, name: str, out: Path, overlays: boo
                 save_image(result.overlay(), out / picture)
             result.save_png(out / mask)
     except (DDNError, OSError) as error:
-        if isinstance(error, OSError) and error.errno in _FULL:
+        if isinstance(error, OSError) and error.errno not in _OF_A_NAME:
             raise
         for stale in (out / mask, out / picture):
             with contextlib.suppress(OSError):

@@ -137,6 +137,10 @@ class FastDecoupledNet(Segmenter):
         """An empty tensor of the input's dtype."""
         return self._images.input_like()
 
+    def image_dtype(self) -> torch.dtype:
+        """On CUDA the engine's, to which :meth:`encode` rounds: half of the bytes to gather and to send."""
+        return self.dtype if self.runtime.device.type == "cuda" else super().image_dtype()
+
     def merge_scores(self, difference: Tensor, classes: int, square: int, crop: tuple[int, int]) -> Tensor:
         """Label map of one image from its passes, by `ops`."""
         return self.ops.merge_scores(difference, classes, square, list(crop))
@@ -216,7 +220,7 @@ class FastDecoupledNet(Segmenter):
         """
         ops, weights, grid, kernel = self.ops, self._weights, self.config.grid, self.config.fc_kernel
         x = ops.dense(F.relu(fc6_seg).view(-1, self.config.bridge), *weights.bridge.fc7_seg, relu=True)
-        columns = ops.dense(x, weights.bridge.fc6_deconv.weight).view(len(fc6_seg), grid, grid, kernel, kernel, -1)
+        columns = ops.dense(x, weights.bridge.fc6_deconv.weight).view(fc6_seg.shape[0], grid, grid, kernel, kernel, -1)
         x = F.relu(overlap_add(columns).add_(weights.bridge.fc6_deconv.bias)).to(self.dtype).permute(0, 3, 1, 2)
         *stages, last = zip(weights.decoder, reversed(switches), strict=True)
         for stage, switch in stages:

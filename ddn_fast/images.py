@@ -141,9 +141,9 @@ def _decode(
     max_pixels: int,
     convert: Callable[[Image.Image], Decoded],
 ) -> Decoded:
-    if not path.is_file():
-        raise error_type(f"{path}: {'not a file' if path.exists() else 'no such file'}")
     try:
+        if not path.is_file():
+            raise error_type(f"{path}: {'not a file' if path.exists() else 'no such file'}")
         picture = open_picture(path, formats)
         with picture:
             _check_size(*picture.size, str(path), error_type, max_pixels)

@@ -45,7 +45,8 @@ def pair_labels(
 ) -> Iterator[tuple[Any, list[int] | None]]:
     """Each image with the class indices named for it, None where none are; what is a list is checked here and now.
 
-    images: anything, one by one. Raises InputError on unknown names and lists that do not fit, of streams on the way.
+    images: anything, one by one. A stream of labels (a generator) is one of lists, one per image. Raises InputError on
+    unknown names and lists that do not fit, of streams on the way.
     """
     if labels is None:
         return ((image, None) for image in images)
@@ -53,6 +54,8 @@ def pair_labels(
         raise InputError(f"labels: wanted class names, got {type(labels).__name__}")
     if isinstance(labels, str):
         labels = [labels]
+    elif isinstance(labels, np.ndarray):
+        labels = labels.tolist()
     chosen: Iterable[list[int] | None]
     if isinstance(labels, Sequence | set | frozenset):
         if all(isinstance(entry, str) for entry in labels):
@@ -72,7 +75,10 @@ def _indices_of_image(entry: Any, classes: Sequence[str]) -> list[int] | None:
     if entry is None:
         return None
     if isinstance(entry, str) or not isinstance(entry, Iterable):
-        raise InputError(f"labels: wanted class names only, or one list of them (or None) per image; got {entry!r}")
+        raise InputError(
+            "labels: wanted class names only, or one list of them (or None) per image; "
+            f"got {entry!r} among lists or from a stream"
+        )
     return class_indices(entry, classes)
 
 

@@ -176,7 +176,7 @@ def class_gate(
     cls_weight ``[L,F]``, fc7_weight ``[F,F]``, fc6_weight ``[F,K]``: the head's forward weights, the last two of one
     dtype. fc6, fc7 ``[B,G*G,F]``: the head's activations after ReLU. position ``[B,L]`` int64 in 0..G*G-1. image, label
     ``[Q]`` int64: the pairs wanted. Returns ``[Q,K]`` float32, for y_l = 1. Only rows of weights that are on for one of
-    the pairs are read, once for up to four pairs; no result of finite weights depends on which pairs
+    the pairs are read, once for up to four pairs (eight on CUDA); no result of finite weights depends on which pairs
     stand beside it.
     """
     return torch.ops.ddn_fast.class_gate.default(cls_weight, fc7_weight, fc6_weight, fc6, fc7, position, image, label)
@@ -353,7 +353,10 @@ def _class_gate_fake(
     label: Tensor,
 ) -> Tensor:
     op = "class_gate"
-    check_float(op, cls_weight=cls_weight, fc7_weight=fc7_weight, fc6_weight=fc6_weight, fc6=fc6, fc7=fc7)
+    check_float(op, fc7_weight=fc7_weight, fc6_weight=fc6_weight)
+    for name, tensor in (("cls_weight", cls_weight), ("fc6", fc6), ("fc7", fc7)):  # not float16, on CUDA either
+        takes = tensor.dtype in (torch.float32, torch.bfloat16)
+        torch._check(takes, lambda: f"{op}: {name} must be Float or BFloat16, got {tensor.dtype}")  # noqa: B023
     for name, tensor, wanted in (("cls_weight", cls_weight, "[L,F]"), ("fc6_weight", fc6_weight, "[F,K]")):
         _check_matrix(op, name, tensor, wanted)
     labels, features = cls_weight.shape

@@ -135,14 +135,14 @@ class CudaRuntime(CpuRuntime):
         """The host goes on at once; the caller's stream waits for the copy, which runs beside what it does now."""
         if x.device.type != "cpu":
             return x.to(like)
-        host = x.to(like.dtype)
+        host = x if x.dtype.itemsize <= like.dtype.itemsize else x.to(like.dtype)  # widened there
         host = host if host.is_pinned() else host.pin_memory()
         stream = torch.cuda.current_stream(self.device)
         with torch.cuda.stream(self._copies):  # its memory, too: no other work of the stream may still use it
             on_device = host.to(self.device, non_blocking=True)
         stream.wait_stream(self._copies)
         on_device.record_stream(stream)
-        return on_device
+        return on_device.to(like.dtype)
 
     def move(self, small: Tensor) -> Tensor:
         """By way of pinned memory, in the order of the caller's stream."""

@@ -162,6 +162,11 @@ class Segmenter:
         """A tensor whose device and dtype the network's input must have."""
         raise NotImplementedError
 
+    def image_dtype(self) -> torch.dtype:
+        """What :meth:`segment` prepares images in, by many threads: half of float32 where the network takes that."""
+        wanted = self.input_like().dtype
+        return wanted if wanted in (torch.bfloat16, torch.float16) else torch.float32
+
     def score_images(self, x: Tensor) -> tuple[Tensor, Any]:
         """Image-level scores ``[B,L]`` of x ``[B,3,S,S]``, and whatever :meth:`score_passes` needs of this batch."""
         raise NotImplementedError
@@ -262,10 +267,8 @@ class Segmenter:
         source, chosen = pair
         try:
             image = as_image(source)
-            # rounded here, by many threads, where the network takes half of float32
-            wanted = self.input_like().dtype
-            dtype = wanted if wanted in (torch.bfloat16, torch.float16) else torch.float32
-            return _Item(source, chosen, (image.shape[0], image.shape[1]), self._input_of(image, dtype), None)
+            x = self._input_of(image, self.image_dtype())
+            return _Item(source, chosen, (image.shape[0], image.shape[1]), x, None)
         except ImageError as error:
             return _Item(source, chosen, (0, 0), None, error)
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
@@ -100,6 +102,68 @@ def test_where_recording_fails_a_warning_is_logged_once_and_it_runs(caplog: pyte
     assert recorder.recorded == 1
     (record,) = caplog.records
     assert "work is not recorded and runs as it is: operation not permitted" in record.getMessage()
+
+
+class Allocator:
+    """Of torch.cuda what CudaGraphs takes, and torch's rule: a pool being recorded to is recorded to by no other."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.recorded_to: set[int] = set()
+        self.pools = 0
+        for name in ("current_stream", "device", "stream", "Stream", "graph_pool_handle", "CUDAGraph", "graph"):
+            monkeypatch.setattr(torch.cuda, name, getattr(self, name))
+        monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", self.end, raising=False)
+
+    def current_stream(self, _device: object = None) -> Any:
+        return SimpleNamespace(cuda_stream=7)
+
+    def device(self, _device: object) -> Any:
+        return contextlib.nullcontext()
+
+    stream = device
+    Stream = current_stream
+
+    def CUDAGraph(self) -> Any:  # noqa: N802
+        return SimpleNamespace(replay=lambda: None)
+
+    def graph_pool_handle(self) -> int:
+        self.pools += 1
+        return self.pools
+
+    @contextlib.contextmanager
+    def graph(self, _graph: Any, pool: int, stream: Any, capture_error_mode: str) -> Iterator[None]:
+        if pool in self.recorded_to:
+            raise RuntimeError("beginAllocateToPool: already recording to mempool_id")
+        self.recorded_to.add(pool)
+        try:
+            yield
+        except RuntimeError as error:  # before the allocator is told
+            raise RuntimeError("operation failed due to a previous error during capture") from error
+        self.recorded_to.remove(pool)
+
+    def end(self, _device: int | None, pool: int) -> None:
+        if pool not in self.recorded_to:
+            raise RuntimeError("endAllocatePool: not currently recording to mempool_id")
+        self.recorded_to.remove(pool)
+
+
+def test_after_a_recording_that_the_device_refused_others_are_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    allocator = Allocator(monkeypatch)
+    calls = []
+
+    def waits(x: Tensor) -> Tensor:
+        calls.append(x)
+        if len(calls) == 2:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        return x + 1
+
+    graphs = CudaGraphs(torch.device("cuda", 0))
+    refused, good = Captured(waits, graphs), Captured(lambda x: x * 2, graphs)
+    for _ in range(2):
+        assert torch.equal(refused(torch.ones(2)), torch.full((2,), 2.0))
+        assert torch.equal(good(torch.ones(2)), torch.full((2,), 2.0))
+    assert (len(refused._recordings), len(good._recordings)) == (0, 1)
+    assert not allocator.recorded_to
 
 
 def test_an_error_of_the_function_itself_is_raised() -> None:
@@ -247,4 +311,7 @@ def test_a_function_that_waits_for_the_device_is_run_as_it_is(cuda: str, caplog:
         for _ in range(2):
             assert torch.equal(captured(x), x * 6)
             assert torch.cuda.current_stream() == here
+        recorded = Captured(lambda x: x + 1, captured._recorder)
+        assert torch.equal(recorded(x), x + 1)
     assert "runs as it is" in caplog.text
+    assert len(recorded._recordings) == 1

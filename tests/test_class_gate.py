@@ -7,6 +7,7 @@ import re
 import pytest
 import torch
 from op_cases import ClassGate
+from torch._subclasses import FakeTensorMode
 
 from ddn_fast import _C, ops, reference
 
@@ -65,6 +66,21 @@ def test_dtypes_of_the_score_weights_and_of_the_others_may_differ() -> None:
     narrow = fc7_weight.bfloat16(), fc6_weight.bfloat16()
     wanted = reference.class_gate(cls.double(), *(w.double() for w in narrow), *rest)
     assert torch.allclose(ops.class_gate(cls, *narrow, *rest).double(), wanted, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["cls_weight", "fc6", "fc7"])
+def test_fake_tensors_are_refused_what_cuda_refuses(name: str) -> None:
+    """There the two large weights alone may be float16."""
+    with FakeTensorMode():
+        args = {
+            key: torch.empty(value.shape, dtype=value.dtype, device="cuda")
+            for key, value in zip(NAMES, GOOD, strict=True)
+        }
+        args |= {key: args[key].half() for key in ("fc7_weight", "fc6_weight")}
+        assert ops.class_gate(**args).shape == (5, 20)
+        args[name] = args[name].half()
+        with pytest.raises(RuntimeError, match=f"{name} must be Float or BFloat16, got torch.float16"):
+            ops.class_gate(**args)
 
 
 CLS, FC7, FC6 = torch.zeros(3, 8), torch.zeros(8, 8), torch.zeros(8, 20)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import subprocess
 import sys
 import threading
 import tracemalloc
@@ -264,6 +265,45 @@ def test_an_image_that_cannot_be_written_is_recorded_and_a_full_disk_ends_the_ru
     assert predict(weights, tmp_path / "full", photos) == 2
     assert records(tmp_path / "full") == []
 
+    def refused(*_args: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(cli_predict, "save_image", refused)  # as each other one would be
+    assert predict(weights, tmp_path / "refused", photos) == 2
+    assert records(tmp_path / "refused") == []
+
+
+def test_names_that_no_file_can_have_are_bad_images(weights, photos, tmp_path):
+    listed = tmp_path / "list.txt"
+    listed.write_text("\n".join([str(photos / ("x" * 300 + ".png")), str(photos / "a.png")]))
+    assert predict(weights, tmp_path / "out", listed) == 1
+    bad, good = records(tmp_path / "out")
+    assert (bad["error"]["type"], good["name"]) == ("ImageError", "a")
+    assert "File name too long" in bad["error"]["message"]
+
+
+def test_a_record_that_does_not_fit_ends_the_run(weights, photos, tmp_path):
+    """Where the system takes less than a whole line, and says so only when asked again."""
+    program = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (1024, 1024));"
+    program += "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+    program += "from ddn_fast.cli import main; sys.exit(main())"
+    for k in range(4):
+        write_image(photos / f"sub/{k}.png", k, 8, 8)
+    options = ["--weights", weights, "--out", tmp_path / "out", "--no-overlay", "--device", "cpu", "--quiet"]
+    command = [sys.executable, "-c", program, "predict", photos / "sub", *options]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "File too large" in done.stderr
+
+
+def test_what_a_killed_run_left_half_written_goes_with_the_next(weights, photos, tmp_path):
+    out = tmp_path / "out"
+    for folder in ("masks", "overlays", "."):
+        (out / folder).mkdir(parents=True, exist_ok=True)
+        (out / folder / ".0123456789abcdef.tmp").write_bytes(b"half")
+    assert predict(weights, out, photos) == 0
+    assert not list(out.rglob("*.tmp"))
+
 
 def test_an_image_that_fails_leaves_no_pictures_of_an_earlier_run(weights, photos, tmp_path):
     out = tmp_path / "out"
@@ -370,6 +410,9 @@ def test_evaluate_prints_a_table_and_writes_json(weights, tmp_path, capsys):
     assert "plain network" in printed
     assert run("evaluate", *arguments, "--split", "test") == 2
     assert "test" in capsys.readouterr().err
+    (root / "classes.txt").write_text("".join(f"{name}\n" for name in reversed(CLASSES)))
+    assert run("evaluate", *arguments) == 2
+    assert "wanted the network's classes ['ant', " in capsys.readouterr().err
 
 
 def test_evaluate_refuses_a_mask_of_another_size(weights, tmp_path, capsys):

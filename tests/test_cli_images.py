@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -72,6 +73,8 @@ def test_resume_goes_on_with_the_tags_of_what_is_left(weights, photos, tmp_path)
         ("image,tags\nb,lion\n", r"tags\.csv:2: unknown class 'lion'"),
         ("image,tags\nb,ant\nb,bee\n", r"tags\.csv:3: image 'b' occurs twice"),
         ("image,tags\nphotos/b.png,ant\n./photos/b.png,bee\n", r"tags\.csv:3: .* occurs twice"),
+        ("image,tags\nb.png,ant\nb,bee\n", r"tags\.csv:3: .*b\.png has a line already, .*tags\.csv:2"),
+        ("image,tags\nb.png,ant\nphotos/b.png,bee\n", r"tags\.csv:2: .*b\.png has a line already, .*tags\.csv:3"),
         ("image;tags\nb;ant\n", r"tags\.csv:1: wanted the header"),
         ("image,tags\n" + "b" * 70_000 + ",ant\n", r"tags\.csv:2: wanted lines of at most"),
         ("image,tags\nb,\xff\n", r"wanted UTF-8 text"),
@@ -87,7 +90,7 @@ def test_bad_tags_are_one_named_error_and_nothing_is_written(weights, photos, tm
 
 
 def test_a_split_of_a_dataset_is_segmented_into_its_own_tags(weights, tmp_path, capsys):
-    root = write_voc(tmp_path / "voc", {"x": [1], "y": [2, 3], "z": [1]}, {"some": ["y", "x"]}, None)
+    root = write_voc(tmp_path / "voc", {"x": [1], "y": [2, 3], "z": [1]}, {"some": ["y", "x"]}, CLASSES)
     main = root / "ImageSets/Main"
     main.mkdir()
     for name, x, y in (("ant", 1, -1), ("bee", -1, 1), ("cow", 0, 1), ("dog", -1, -1), ("elk", -1, 0), ("fox", -1, -1)):
@@ -108,6 +111,26 @@ def test_a_split_of_a_dataset_is_segmented_into_its_own_tags(weights, tmp_path, 
         assert predict(weights, tmp_path / "bad", *arguments) == 2
         assert message in capsys.readouterr().err
     assert not (tmp_path / "bad").exists()
+
+
+@pytest.mark.parametrize("source", ["masks", "main"])
+def test_tags_of_a_dataset_with_other_classes_go_by_name(weights, tmp_path, capsys, source):
+    """Its masks' labels are places in its own classes.txt, not in the network's."""
+    classes = ("gnu", *reversed(CLASSES))
+    root = write_voc(tmp_path / "voc", {"x": [2], "y": [6, 7], "z": [1]}, {"two": ["x", "y"], "all": "xyz"}, classes)
+    (root / "ImageSets/Main").mkdir()
+    for split in ("two", "all"):
+        for k, name in enumerate(classes, 1):
+            lines = [
+                f"{image} {1 if k in labels else -1}\n" for image, labels in (("x", [2]), ("y", [6, 7]), ("z", [1]))
+            ]
+            (root / f"ImageSets/Main/{name}_{split}.txt").write_text("".join(lines))
+    assert predict(weights, tmp_path / "out", root, "--split", "two", "--tags", source) == 0
+    assert found_labels(tmp_path / "out") == {
+        "JPEGImages/x.png": [classes[1]], "JPEGImages/y.png": sorted(classes[5:7], key=CLASSES.index),
+    }  # fmt: skip
+    assert predict(weights, tmp_path / "bad", root, "--split", "all", "--tags", source) == 2
+    assert "unknown class 'gnu'" in capsys.readouterr().err
 
 
 def test_parts_are_disjoint_complete_and_stay_when_images_are_added(tmp_path):
@@ -152,6 +175,57 @@ def test_a_list_names_files_one_a_line(photos, tmp_path, monkeypatch):
     wanted = [Path("b.png"), photos / "sub/a.png", Path("none.jpg"), Path(" \udcff.png")]
     assert find_images([listed]) == wanted
     assert find_images([listed, photos / "c.png"]) == [*wanted, photos / "c.png"]
+    listed.write_bytes(b"\xef\xbb\xbfb.png\r\n")  # as Windows writes it
+    assert find_images([listed]) == [Path("b.png")]
+
+
+def test_a_path_beside_the_csv_file_comes_before_one_of_the_working_directory(photos, tmp_path, monkeypatch):
+    """Two lines may name one file by one reading and two files by the other."""
+    monkeypatch.chdir(photos)
+    (photos / "photos").mkdir()
+    write_image(photos / "photos/b.png", 1, 20, 20)
+    tags = tmp_path / "tags.csv"
+    tags.write_text("image,tags\nphotos/b.png,ant\nphotos/photos/b.png,bee\n")
+    images = find_images([photos])
+    with pytest.warns(UserWarning, match="no line for 3 of 5 images"):
+        found = tags_of_images(str(tags), images, [photos], None, CLASSES)
+    named = dict(zip(images, found, strict=True))
+    assert (named[photos / "b.png"], named[photos / "photos/b.png"]) == (["ant"], ["bee"])
+
+
+def test_results_of_a_run_are_no_images(weights, photos, capsys):
+    """Wherever they lie: of an earlier run into another folder, of a part, of this one."""
+    images = find_images([photos])
+    assert predict(weights, photos / "one", photos) == 0
+    assert predict(weights, photos / "two", photos, "--part", "1/2") == 0
+    assert find_images([photos]) == images
+    assert predict(weights, photos, photos) == 0
+    assert predict(weights, photos, photos, "--resume") == 0
+    assert "0 images segmented, 0 failed, 4 already there" in capsys.readouterr().out
+    (photos / "one/run.json").unlink()
+    assert len(find_images([photos])) == 4 + 8
+
+
+def test_a_folder_that_cannot_be_read_is_left_out_with_a_warning(photos, monkeypatch):
+    scandir = os.scandir
+
+    def refuses(folder):
+        if str(folder).endswith("sub"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(folder))
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", refuses)
+    with pytest.warns(UserWarning, match=r"sub: Permission denied; what is in it is left out"):
+        assert find_images([photos]) == [photos / name for name in ("a.png", "b.png", "c.png")]
+
+
+def test_images_below_a_folder_come_in_the_order_of_their_paths(tmp_path):
+    for name in ("b/1.jpg", "b.jpg", "a/z/1.jpg", "a/1.jpg", "a-/1.jpg", "A.jpg", "a.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    found = find_images([tmp_path])
+    assert len(found) == 7
+    assert found == sorted(found)
 
 
 @pytest.mark.parametrize("content", [b"a\0b.png\n", b"x" * 5000, b"ok.png\n" + b"x" * 10_000_000])
@@ -172,6 +246,8 @@ def test_a_run_is_resumed_with_its_own_settings_only(weights, photos, tmp_path, 
     }  # fmt: skip
     other = tmp_path / "other"
     save(tiny_net(1), other)
+    tags = tmp_path / "tags.csv"
+    tags.write_text("image,tags\nb,ant\n")
     assert fingerprint(other) != fingerprint(weights)
     (out / "masks/b.png").unlink()
     before = (out / "scores.jsonl").read_bytes()
@@ -179,6 +255,7 @@ def test_a_run_is_resumed_with_its_own_settings_only(weights, photos, tmp_path, 
     for given, arguments, message in (
         (weights, (), "threshold 0.4, now 0.5"),
         (weights, ("--threshold", "0.4", "--labels", "ant"), "labels None, now ['ant']"),
+        (weights, ("--threshold", "0.4", "--tags", tags), "tags None, now 'csv, sha256 "),
         (weights, ("--threshold", "0.4", "--no-fast"), "now 'plain, float32'"),
         (other, ("--threshold", "0.4"), "weights "),
     ):
@@ -190,6 +267,19 @@ def test_a_run_is_resumed_with_its_own_settings_only(weights, photos, tmp_path, 
     assert predict(weights, out, photos, "--resume") == 2
     (out / "run.json").unlink()  # as runs before it was written left it
     assert predict(weights, out, photos, "--resume") == 0
+
+
+def test_tags_and_labels_are_the_same_whatever_they_are_called(weights, photos, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tags, out = tmp_path / "tags.csv", tmp_path / "out"
+    tags.write_text("image,tags\n" + "".join(f"{path},ant\n" for path in find_images([photos])))
+    assert predict(weights, out, photos, "--tags", tags) == 0
+    assert predict(weights, out, photos, "--tags", "tags.csv", "--resume") == 0
+    tags.write_text(tags.read_text().replace("ant", "bee"))
+    assert predict(weights, out, photos, "--tags", tags, "--resume") == 2
+    assert "tags 'csv, sha256 " in capsys.readouterr().err
+    assert predict(weights, out, photos, "--labels", "ant,bee", "--overwrite") == 0
+    assert predict(weights, out, photos, "--labels", "bee,ant,bee", "--resume") == 0
 
 
 def test_a_folder_that_holds_a_run_is_not_begun_anew_unasked(weights, photos, tmp_path, capsys):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from typing import NamedTuple
 
 import pytest
@@ -440,3 +442,27 @@ def test_unknown_instruction_set_is_named(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("DDN_MAX_CPU_ISA", "sse9")
     with pytest.raises(RuntimeError, match=r"DDN_MAX_CPU_ISA must be plain, avx2, .* got sse9"):
         ops.conv3x3(X, W, B)
+
+
+def test_memory_that_runs_out_in_a_thread_is_a_memory_error() -> None:
+    """And what is asked for next is computed."""
+    program = """
+import resource, torch
+from ddn_fast import ops
+from ddn_fast.packing import pack_conv3x3
+
+torch.set_num_threads(2)
+weights, biases = [pack_conv3x3(torch.randn(32, 32, 3, 3), "winograd")], [torch.zeros(32)]
+small, wide = (torch.rand(1, 32, 4, w).to(memory_format=torch.channels_last) for w in (8, 400_000))
+wanted = ops.conv3x3(small, weights, biases)
+pages = int(open("/proc/self/statm").read().split()[0])
+resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (400 << 20),) * 2)
+for _ in range(2):
+    try:
+        ops.conv3x3(wide, weights, biases)
+    except MemoryError as error:
+        print(error)
+assert torch.equal(ops.conv3x3(small, weights, biases), wanted)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["std::bad_alloc"] * 2

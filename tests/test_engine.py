@@ -450,6 +450,11 @@ def test_encode_and_decode_compile_whole() -> None:
     decode = torch.compile(engine.decode, fullgraph=True, backend="aot_eager")
     got = decode(fc6_seg, plain.switches, image_of_pass)
     same(got, engine.decode(fc6_seg, plain.switches, image_of_pass), 1e-6)
+    any_passes = fc6_seg.clone(), image_of_pass.clone()  # one graph for any number of passes
+    for given in any_passes:
+        torch._dynamo.mark_dynamic(given, 0)
+    decode = torch.compile(engine.decode, fullgraph=True, backend="aot_eager")
+    same(decode(any_passes[0], plain.switches, any_passes[1]), got, 1e-6)
     whole = torch.compile(engine.fast, backend="aot_eager")
     same(whole(x, labels, image_of_pass), engine.fast(x, labels, image_of_pass), 1e-6)
 

@@ -115,6 +115,19 @@ def test_what_fails_or_hangs_loses_nothing_of_the_others(
     assert "ops                          out of time" in text
 
 
+@pytest.mark.parametrize("end", [0, 1])
+def test_what_ncu_writes_into_its_log_is_in_the_report(
+    end: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick_probe: None
+) -> None:
+    """It says nowhere else that counters may not be read, and may end with status 0."""
+    said = "==ERROR== ERR_NVGPUCTRPERM - The user does not have permission to access NVIDIA GPU Performance Counters"
+    write = f"open({str(tmp_path / 'ncu.csv')!r}, 'w').write('==PROF== Connected\\n' + {said!r} + '\\n')"
+    step = gpu.Step("profile", python(f"{write}; raise SystemExit({end})"), 20)
+    status, report = run_steps({"build": [OK], "profile": [step]}, tmp_path, tmp_path, monkeypatch)
+    assert status == 1
+    assert (report["steps"]["profile"]["status"], report["steps"]["profile"]["tail"]) == ("failed", [said])
+
+
 def test_a_build_that_fails_ends_the_run_and_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick_probe: None
 ) -> None:

@@ -58,12 +58,9 @@ def test_a_stack_is_torchs_bit_for_bit(dtype: torch.dtype) -> None:
     assert runtime.CpuRuntime().stack(items[:1]).shape == (1, 3, 5, 7)
 
 
-@pytest.mark.parametrize(
-    ("takes", "wanted"), [*((half, half) for half in (torch.bfloat16, torch.float16)), (torch.float64, torch.float32)],
-    ids=str,
-)  # fmt: skip
+@pytest.mark.parametrize("takes", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_images_come_from_the_decoding_threads_in_the_dtype_that_the_network_takes(
-    takes: torch.dtype, wanted: torch.dtype, pictures: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+    takes: torch.dtype, pictures: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """So the thread that calls only gathers them, and on CUDA sends half the bytes."""
     net, stacked = tiny_net(), []
@@ -75,12 +72,31 @@ def test_images_come_from_the_decoding_threads_in_the_dtype_that_the_network_tak
 
     monkeypatch.setattr(net, "runtime", Stops())
     monkeypatch.setattr(net, "ops", ops)
-    monkeypatch.setattr(net, "input_like", lambda: torch.empty(0, dtype=takes))
+    monkeypatch.setattr(net, "image_dtype", lambda: takes)
     with pytest.raises(InterruptedError):
         net.segment(pictures[:2])
     for x, picture in zip(stacked, pictures, strict=False):
-        assert torch.equal(x, net.network_input(picture).to(wanted))
-        assert x.dtype == wanted
+        assert torch.equal(x, net.network_input(picture).to(takes))
+        assert x.dtype == takes
+
+
+def test_an_engine_takes_images_in_its_own_dtype_where_they_are_sent_to_a_device(
+    pictures: list[np.ndarray], recorded: RecordedRuntime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rounded once, by whichever: the scores are the same bits."""
+    net = random_net(CONFIGS["wide"])
+    half = recorded_engine(net, torch.bfloat16, ops)
+    assert half.image_dtype() == torch.float32
+    wanted = half.segment(pictures[:2])
+    monkeypatch.setattr(recorded, "device", torch.device("cuda", 0), raising=False)
+    assert half.image_dtype() == torch.bfloat16
+    put, dtypes = recorded.put, []
+    monkeypatch.setattr(recorded, "put", lambda x, like: dtypes.append(x.dtype) or put(x, like))
+    found = half.segment(pictures[:2])
+    assert set(dtypes) == {torch.bfloat16}
+    for got, right in zip(found, wanted, strict=True):
+        assert np.array_equal(got.scores, right.scores)
+        assert np.array_equal(got.mask, right.mask)
 
 
 @pytest.mark.gpu

@@ -19,7 +19,7 @@
 namespace ddn::cpu {
 
 namespace plain {
-void row_sums(const RowSums& sums, int64_t begin, int64_t end) {
+void row_sums(const GateSums& sums, int64_t begin, int64_t end) {
   sum_rows(sums, begin, end);
 }
 }  // namespace plain
@@ -37,10 +37,10 @@ float value(const void* from, Dtype dtype, int64_t at) {
   return wide;
 }
 
-using RowSumsKernel = void (*)(const RowSums&, int64_t, int64_t);
+using GateSumsKernel = void (*)(const GateSums&, int64_t, int64_t);
 
-RowSumsKernel best_row_sums() {
-  static constexpr Variant<RowSumsKernel> variants[] = {
+GateSumsKernel best_row_sums() {
+  static constexpr Variant<GateSumsKernel> variants[] = {
       {Isa::plain, plain::row_sums},
       {Isa::avx2, DDN_AVX2(avx2::row_sums)},
       {Isa::avx512, DDN_AVX512(avx512::row_sums)},
@@ -129,14 +129,14 @@ class Groups {
   template <class Y>
   void product(int64_t begin, int64_t end, const void* weight, int64_t columns, Y y) {
     for (int64_t group = 0; group < size(); ++group) {
-      RowSums sums{.weight = weight,
-                   .dtype = p_.dtype,
-                   .columns = columns,
-                   .on = on_ + group * p_.features,
-                   .scale = scale_ + group * kGateTogether * p_.features,
-                   .count = on_count_[group],
-                   .pairs = pairs_in(group),
-                   .y = {}};
+      GateSums sums{.weight = weight,
+                    .dtype = p_.dtype,
+                    .columns = columns,
+                    .on = on_ + group * p_.features,
+                    .scale = scale_ + group * kGateTogether * p_.features,
+                    .count = on_count_[group],
+                    .pairs = pairs_in(group),
+                    .y = {}};
       for (int q = 0; q < sums.pairs; ++q) sums.y[q] = y(group, q);
       kernel_(sums, begin * kBlock, std::min(end * kBlock, columns));
     }
@@ -145,7 +145,7 @@ class Groups {
   const ClassGateParams& p_;
   const int64_t* pairs_;
   int64_t count_;
-  RowSumsKernel kernel_;
+  GateSumsKernel kernel_;
   int64_t* on_;        // [groups][F], of which on_count_[group] are set
   int64_t* on_count_;  // [groups]
   float* scale_;       // [groups][F][kGateTogether], likewise: g of the rows that are on

@@ -7,7 +7,7 @@ namespace ddn::cpu {
 constexpr int kGateTogether = 4;  // pairs that share the reading of a row
 
 // y[q][c] = sum over i of scale[i][q] * weight[on[i]][c]: of a matrix, the rows that are on.
-struct RowSums {
+struct GateSums {
   const void* weight;  // [rows,columns]
   Dtype dtype;         // of weight
   int64_t columns;
@@ -21,11 +21,11 @@ struct RowSums {
 }  // namespace ddn::cpu
 
 namespace ddn::cpu::plain {
-void row_sums(const RowSums& sums, int64_t begin, int64_t end);  // columns [begin, end)
+void row_sums(const GateSums& sums, int64_t begin, int64_t end);  // columns [begin, end)
 }
 namespace ddn::cpu::avx2 {
-void row_sums(const RowSums& sums, int64_t begin, int64_t end);
+void row_sums(const GateSums& sums, int64_t begin, int64_t end);
 }
 namespace ddn::cpu::avx512 {
-void row_sums(const RowSums& sums, int64_t begin, int64_t end);
+void row_sums(const GateSums& sums, int64_t begin, int64_t end);
 }

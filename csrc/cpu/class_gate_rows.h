@@ -12,7 +12,7 @@ constexpr int64_t kSums = 4096;  // at a time, of all pairs: 16 KiB
 constexpr int64_t kStep = 32;    // columns
 
 template <int Rows, int Pairs, class W>
-DDN_INLINE void add_rows(const RowSums& s, int64_t row, int64_t ahead, int64_t column, int64_t columns, float* total,
+DDN_INLINE void add_rows(const GateSums& s, int64_t row, int64_t ahead, int64_t column, int64_t columns, float* total,
                          int64_t stride) {
   const W* from[Rows];
   const W* next[Rows];
@@ -54,7 +54,7 @@ DDN_INLINE void add_rows(const RowSums& s, int64_t row, int64_t ahead, int64_t c
 }
 
 template <int Pairs, class W>
-void sum_columns(const RowSums& s, int64_t begin, int64_t end) {
+void sum_columns(const GateSums& s, int64_t begin, int64_t end) {
   constexpr int kTogether = Pairs <= 2 ? 8 : 4;
   constexpr int64_t kMost = kSums / Pairs / kStep * kStep;
   alignas(64) float total[Pairs * kMost];
@@ -75,7 +75,7 @@ void sum_columns(const RowSums& s, int64_t begin, int64_t end) {
 }
 
 template <class W>
-void sum_rows(const RowSums& s, int64_t begin, int64_t end) {
+void sum_rows(const GateSums& s, int64_t begin, int64_t end) {
   switch (s.pairs) {
     case 1: return sum_columns<1, W>(s, begin, end);
     case 2: return sum_columns<2, W>(s, begin, end);
@@ -84,7 +84,7 @@ void sum_rows(const RowSums& s, int64_t begin, int64_t end) {
   }
 }
 
-void sum_rows(const RowSums& s, int64_t begin, int64_t end) {
+void sum_rows(const GateSums& s, int64_t begin, int64_t end) {
   s.dtype == Dtype::float32 ? sum_rows<float>(s, begin, end) : sum_rows<BF16>(s, begin, end);
 }
 

@@ -1,6 +1,6 @@
 // conv3x3: the layers of a stage, one launch each; conv3x3.cuh holds the portable kernel, conv3x3_wgmma.cuh that of
 // sm_90a, and by_wgmma() says which layers are whose. Between layers maps lie in the workspace:
-//   [counters of the tiles in slices | sums of the slices | two maps, in turn].
+//   [counters of the tiles in slices | sums of the slices | up to two maps, in turn].
 #include <algorithm>
 #include <vector>
 
@@ -57,7 +57,9 @@ class Stage {
         counters = std::max(counters, tiles);
         sums = std::max(sums, tiles * plan.slices * size.windows * 4 * size.outputs);
       }
-      if (!ends_in_y(l)) map = std::max(map, p.maps * p.height * p.width * layer.out_channels);
+      if (ends_in_y(l)) continue;
+      map = std::max(map, p.maps * p.height * p.width * layer.out_channels);
+      map_count_ = std::min(map_count_ + 1, 2);
     }
     counter_bytes_ = rounded(counters * 4), sum_bytes_ = rounded(sums * 4);
     map_bytes_ = rounded(map * 2);
@@ -67,7 +69,7 @@ class Stage {
     return fits_;
   }
   int64_t bytes() const {
-    return counter_bytes_ + sum_bytes_ + 2 * map_bytes_;
+    return counter_bytes_ + sum_bytes_ + map_count_ * map_bytes_;
   }
 
   int run(Stream stream) const {
@@ -194,6 +196,7 @@ class Stage {
   Isa isa_;
   std::vector<Conv3x3Plan> plans_;
   int64_t counter_bytes_ = 0, sum_bytes_ = 0, map_bytes_ = 0;
+  int map_count_ = 0;  // layer l's result lies in map l % 2
   bool fits_ = true;
 };
 

@@ -10,6 +10,8 @@
 #include <torch/headeronly/core/MemoryFormat.h>
 
 #include <algorithm>
+#include <atomic>
+#include <exception>
 #include <optional>
 #include <tuple>
 #include <vector>
@@ -65,7 +67,16 @@ void run_on_cpu(void (*kernel)(const Params&, int64_t, int64_t), const Params& p
 // The same threads for kernels that share their work out by themselves.
 inline cpu::Parallel torch_threads() {
   const auto run = [](int64_t count, cpu::Parallel::Body body, void* context) {
-    torch::stable::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) { body(context, begin, end); });
+    std::atomic_flag failed;  // torch's C interface would make "API call failed" of what a thread throws
+    std::exception_ptr error;
+    torch::stable::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
+      try {
+        body(context, begin, end);
+      } catch (...) {
+        if (!failed.test_and_set()) error = std::current_exception();
+      }
+    });
+    if (error) std::rethrow_exception(error);
   };
   return {run, torch::stable::get_num_threads()};
 }

@@ -128,7 +128,8 @@ def generate(
     most images with tags are: they stand in ``Main/train``, not in ``Segmentation/train``), and `val` scenes. Image n
     of a kind depends on (settings, seed, kind, n) only, whatever the number of workers. Returns the folder. Raises
     DataError where the folder already holds images, so that two datasets never mix. The folder appears when it is
-    complete: until then everything lies in one beside it, named ``<root>.part``.
+    complete: until then everything lies in one beside it, named ``<root>.part``. Works in processes: from Python 3.14
+    on a script calls this below ``if __name__ == "__main__":``, as they begin by importing it.
     """
     root, complete = Path(root).with_name(Path(root).name + ".part"), Path(root)
     counts = {"train": train, "scene": scenes, "closeup": closeups, "val": val}

@@ -49,7 +49,8 @@ def train_classifier(
     split     default ``Main/train``, where a VOC folder lists the images with tags, else ``train``
     ids       images to train on; default all of `split`
     tags      as in :func:`ddn_fast.data.tags.read_tags`
-    workers   processes that load data, of each training process
+    workers   processes that load data, of each training process; from Python 3.14 on a script that has them does its
+              work below ``if __name__ == "__main__":``, as they begin by importing it
     cache_bytes  of decoded images kept in memory, by each worker
     tensorboard  whether to write ``out/tensorboard``, too
 

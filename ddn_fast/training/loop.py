@@ -263,7 +263,7 @@ def batches_from(items: Dataset[Batch], samples: Iterable[range], workers: int) 
         prefetch_factor=4 if workers else None,
         generator=torch.Generator(),  # the default one would be drawn from at each start, and dropout after it differ
     )
-    # OpenCV's thread pool does not survive the fork that starts a worker: without one there is nothing to survive
+    # OpenCV's thread pool does not survive a fork, where that starts a worker: without one there is nothing to survive
     threads = cv2.getNumThreads()
     cv2.setNumThreads(1)
     try:
