@@ -39,6 +39,7 @@ benchmark: build
 	$(BIN)/python benchmarks/ops.py
 	$(BIN)/python benchmarks/end_to_end.py
 	$(BIN)/python benchmarks/end_to_end.py --memory
+	$(BIN)/python benchmarks/scaling.py
 	$(BIN)/python benchmarks/data_loading.py
 	$(BIN)/python benchmarks/readme.py
 

@@ -110,12 +110,17 @@ def as_image(source: str | Path | NDArray[Any]) -> Array:
     if isinstance(source, str | os.PathLike):
         return load_image(source)
     if not isinstance(source, np.ndarray):
-        hint = ": np.asarray(image.convert('RGB')) is one" if isinstance(source, Image.Image) else ""
-        raise ImageError(f"image: wanted a path or an HxWx3 uint8 array, got {type(source).__name__}{hint}")
+        raise ImageError(f"image: wanted a path or an HxWx3 uint8 array, got {kind_of(source)}")
     if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3:
         raise ImageError(f"image: wanted an HxWx3 uint8 RGB array, got {source.dtype} of shape {list(source.shape)}")
     _check_size(source.shape[1], source.shape[0], "image", ImageError, MAX_PIXELS)
     return source
+
+
+def kind_of(source: object) -> str:
+    """What something is that should have been an image, and how it becomes one."""
+    hint = ": np.asarray(image.convert('RGB')) is one" if isinstance(source, Image.Image) else ""
+    return type(source).__name__ + hint
 
 
 def load_mask(path: str | Path, classes: int) -> Array:

@@ -74,12 +74,16 @@ def pair_labels(
 def _indices_of_image(entry: Any, classes: Sequence[str]) -> list[int] | None:
     if entry is None:
         return None
-    if isinstance(entry, str) or not isinstance(entry, Iterable):
+    try:
+        names = None if isinstance(entry, str) else list(entry)
+    except TypeError:  # not all that look like lists are: a tensor without dimensions
+        names = None
+    if names is None:
         raise InputError(
             "labels: wanted class names only, or one list of them (or None) per image; "
             f"got {entry!r} among lists or from a stream"
         )
-    return class_indices(entry, classes)
+    return class_indices(names, classes)
 
 
 def _zip_labels(images: Iterable[Any], chosen: Iterable[list[int] | None]) -> Iterator[tuple[Any, list[int] | None]]:

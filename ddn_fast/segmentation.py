@@ -11,6 +11,7 @@ way.
 from __future__ import annotations
 
 import contextlib
+import io
 import itertools
 import os
 from collections import deque
@@ -31,7 +32,7 @@ from . import reference
 from .config import NetConfig
 from .drawing import overlay
 from .errors import ImageError, InputError, NumericsError
-from .images import Array, as_image, save_mask
+from .images import Array, as_image, kind_of, save_mask
 from .labels import Labels, pair_labels
 from .plan import Passes, identify, passes_of, plan_passes
 from .runtime import Runtime
@@ -223,8 +224,8 @@ class Segmenter:
             raise InputError(f"on_error: wanted 'raise' or 'keep', got {on_error!r}")
         if _is_one_image(images):
             images = [images]
-        elif not isinstance(images, Iterable):
-            raise InputError(f"images: wanted paths or HxWx3 uint8 arrays, got {type(images).__name__}")
+        elif not isinstance(images, Iterable) or isinstance(images, bytes | bytearray | io.IOBase):
+            raise InputError(f"images: wanted paths or HxWx3 uint8 arrays, got {kind_of(images)}")
         pairs = pair_labels(images, labels, self.config.classes)
         return self._segment_pairs(pairs, float(threshold), int(batch_size), on_error == "keep")
 

@@ -282,6 +282,13 @@ def test_the_way_from_files_to_masks_is_measured_with_and_without_a_network(tmp_
     assert len(predict.table(report).splitlines()) == 2 + len(report["ways"])
 
 
+def test_longest_shares_of_threads_are_measured_for_every_stage(tmp_path: Path) -> None:
+    report = run("scaling.py", tmp_path, "--threads", "1", "3", "--maps", "2")
+    assert [row["threads"] for row in report["rows"]] == [1, 3] * 10
+    for row in report["rows"]:
+        assert 0 < row["longest_ms"] <= row["all_ms"] <= row["threads"] * row["longest_ms"] + 1e-3
+
+
 def test_a_librarys_special_way_that_does_not_run_here_is_named_and_left_out() -> None:
     """cuDNN may have no fused convolution for some shape; whatever else fails, fails."""
 

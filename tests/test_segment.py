@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import itertools
 import pickle
 from pathlib import Path
@@ -302,11 +303,24 @@ def test_unknown_class_names_are_answered_with_the_closest(net, pictures):
 
 
 @pytest.mark.parametrize(
-    "labels", [[], 3, [["dog"], "fox"], [["dog"], 3], [["dog"]], [["dog"], ["fox"], None], [[0], [1]], [0, 1]]
-)
+    "labels",
+    [
+        [], 3, [["dog"], "fox"], [["dog"], 3], [["dog"]], [["dog"], ["fox"], None], [[0], [1]], [0, 1],
+        np.array([0, 1]),
+    ],
+)  # fmt: skip
 def test_labels_that_do_not_fit_are_named_errors_before_anything_runs(net, pictures, labels):
     with pytest.raises(InputError, match="labels"):
         net.segment_iter(pictures[:2], labels)
+
+
+def test_an_array_of_names_is_a_list_of_them(net, pictures):
+    for result in net.segment(pictures[:2], np.array(["fox", "dog"])):
+        assert [label.name for label in result.labels] == ["dog", "fox"]
+    with pytest.raises(InputError, match="got 'dog' among lists or from a stream"):
+        net.segment(pictures[:1], (name for name in ["dog"]))
+    with pytest.raises(InputError, match=r"got tensor\(0\) among lists or from a stream"):
+        net.segment(pictures[:2], torch.tensor([0, 1]))
 
 
 def test_labels_of_a_stream_must_be_as_many_as_its_images(net, pictures):
@@ -343,9 +357,13 @@ def test_numbers_of_numpy_are_numbers(net):
     assert net.segment([], threshold=np.float32(0.5), batch_size=np.int64(4)) == []
 
 
-def test_images_must_be_something_to_go_through(net):
-    with pytest.raises(InputError, match="images: wanted"):
-        net.segment(7)
+@pytest.mark.parametrize(
+    ("given", "got"),
+    [(7, "int"), (b"JFIF", "bytes"), (io.BytesIO(), "BytesIO"), (Image.new("RGB", (9, 9)), r"Image: np\.asarray")],
+)
+def test_images_must_be_something_to_go_through(net, given, got):
+    with pytest.raises(InputError, match=f"images: wanted paths or HxWx3 uint8 arrays, got {got}"):
+        net.segment(given)
 
 
 @pytest.mark.parametrize("layer", ["head.cls_score", "decoder.seg_score"])

@@ -68,7 +68,7 @@ struct Int16Numbers {
     return in_blocks * kWeights + kRow;
   }
 
-  static constexpr int64_t kTogether = 2;  // blocks of inputs whose products are added up as integers
+  static constexpr int64_t kTogether = 2;  // blocks of inputs multiplied at once, their products added up as integers
 
   struct TileScale {
     float largest;

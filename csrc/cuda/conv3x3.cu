@@ -205,7 +205,7 @@ class Stage {
 int64_t conv3x3_workspace_bytes(const Conv3x3Params& p) {
   int count = 0;
   Isa found{};
-  if (multiprocessors(count) || isa(found)) return -1;
+  if (multiprocessors(count) || isa(found)) return 0;  // conv3x3 tells the error
   const Stage stage(p, count, found);
   return stage.fits() ? stage.bytes() : -1;
 }
@@ -218,7 +218,8 @@ int conv3x3(const Conv3x3Params& p, Stream stream) {
   if (const cudaError_t error = multiprocessors(count)) return error;
   if (const int error = isa(found)) return error;
   const Stage stage(p, count, found);
-  return stage.fits() ? stage.run(stream) : cudaErrorInvalidValue;
+  const bool ready = stage.fits() && (stage.bytes() == 0 || p.workspace);
+  return ready ? stage.run(stream) : cudaErrorInvalidValue;
 }
 
 }  // namespace cuda
