@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .data.tags import PRESENT, csv_rows, read_tags
-from .data.voc import IMAGE_FOLDER, VocFolder
+from .data.voc import CLASS_FILES, IMAGE_FOLDER, VocFolder
 from .errors import DataError, InputError
 from .images import IMAGE_SUFFIXES
 from .labels import unknown_class
@@ -103,11 +103,13 @@ def tags_of_images(
             see :func:`ddn_fast.data.read_tags`; what it calls difficult is left out. The folder's classes are its own
             (classes.txt) and meet the network's by name
     """
-    if Path(source).suffix.lower() == ".csv":
+    if _is_csv(source):
         return _csv_tags(Path(source), images, classes)
     folder = _dataset(inputs, f"tags {source}")
     if split is None:
         raise InputError(f"tags {source}: wanted the split that they are tags of, too")
+    if not set(classes) <= set(folder.classes) and not any((folder.root / name).is_file() for name in CLASS_FILES):
+        warnings.warn(f"{folder.root}: no classes.txt, so its classes are PASCAL VOC's", stacklevel=2)
     tags = read_tags(folder, split, source, progress=progress)
     present = [(tags[path.stem] == PRESENT).nonzero()[0] for path in images]
     for k in sorted({int(k) for of_image in present for k in of_image}):
@@ -118,9 +120,13 @@ def tags_of_images(
 
 def tags_told(source: str) -> str:
     """What a run says of its tags: a CSV file's content, wherever it lies."""
-    if Path(source).suffix.lower() != ".csv":
+    if not _is_csv(source):
         return source
     return f"csv, sha256 {hashlib.sha256(Path(source).read_bytes()).hexdigest()}"
+
+
+def _is_csv(source: str) -> bool:
+    return Path(source).suffix.lower() == ".csv"
 
 
 def _dataset(inputs: Sequence[str | Path], what: str) -> VocFolder:

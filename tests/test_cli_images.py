@@ -131,6 +131,9 @@ def test_tags_of_a_dataset_with_other_classes_go_by_name(weights, tmp_path, caps
     }  # fmt: skip
     assert predict(weights, tmp_path / "bad", root, "--split", "all", "--tags", source) == 2
     assert "unknown class 'gnu'" in capsys.readouterr().err
+    (root / "classes.txt").unlink()
+    assert predict(weights, tmp_path / "bad", root, "--split", "all", "--tags", source) == 2
+    assert "no classes.txt, so its classes are PASCAL VOC's" in capsys.readouterr().err
 
 
 def test_parts_are_disjoint_complete_and_stay_when_images_are_added(tmp_path):
