@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -242,16 +243,20 @@ def ceilings(milliseconds: int = 100, megabytes: int = 1024) -> dict[str, float 
     Keys: each of :func:`isas`: TFLOP/s of multiply-adds with operands in registers (float32; 16-bit integers for
     avx_vnni and avx512_vnni, bfloat16 for the last two), and ``dram_read_gb_s``. Nothing where there is no g++.
     """
+    arguments = [*map(str, (torch.get_num_threads(), milliseconds, megabytes)), *isas()]
+    try:
+        return said_by_program([ROOT / "benchmarks/peak.cpp"], ["-pthread", "-ffp-contract=fast"], arguments)
+    except (OSError, subprocess.CalledProcessError) as error:
+        print(f"no ceilings: {getattr(error, 'stderr', None) or error}", file=sys.stderr)
+        return {}
+
+
+def said_by_program(sources: Sequence[Path], flags: Sequence[str], arguments: Sequence[str]) -> Any:
+    """The JSON that a C++ program prints, compiled with -O3 and `flags`. Raises OSError, CalledProcessError."""
     with tempfile.TemporaryDirectory() as folder:
-        program = Path(folder) / "peak"
-        build = ["g++", "-O3", "-pthread", "-ffp-contract=fast", str(ROOT / "benchmarks/peak.cpp"), "-o", str(program)]
-        try:
-            subprocess.run(build, check=True, capture_output=True, text=True)
-        except (OSError, subprocess.CalledProcessError) as error:
-            print(f"no ceilings: {getattr(error, 'stderr', None) or error}", file=sys.stderr)
-            return {}
-        sizes = [str(value) for value in (torch.get_num_threads(), milliseconds, megabytes)]
-        result = subprocess.run([program, *sizes, *isas()], check=True, capture_output=True, text=True)
+        program = str(Path(folder) / "program")
+        for command in (["g++", "-O3", *flags, *map(str, sources), "-o", program], [program, *arguments]):
+            result = subprocess.run(command, check=True, capture_output=True, text=True)
     return json.loads(result.stdout)
 
 

@@ -9,10 +9,8 @@ longest: what as many threads would take if they did not hinder each other. Writ
 from __future__ import annotations
 
 import argparse
-import json
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -59,14 +57,9 @@ def measured(side: int, tries: int, maps: list[int], threads: list[int]) -> list
     """The program's rows. Raises OSError or CalledProcessError where it cannot be built."""
     csrc = machine.ROOT / "csrc"
     sources = [machine.ROOT / "benchmarks/scaling.cpp", csrc / "cpu/conv3x3_plain.cpp", csrc / "cpu/scratch.cpp"]
-    with tempfile.TemporaryDirectory() as folder:
-        program = Path(folder) / "scaling"
-        flags = ["-O3", "-std=c++20", "-march=native", "-Wno-psabi", f"-I{csrc}"]
-        build = ["g++", *flags, *map(str, sources), "-o", str(program)]
-        subprocess.run(build, check=True, capture_output=True, text=True)
-        lists = [",".join(map(str, values)) for values in (maps, threads)]
-        result = subprocess.run([program, str(side), str(tries), *lists], check=True, capture_output=True, text=True)
-    return json.loads(result.stdout)
+    flags = ["-std=c++20", "-march=native", "-Wno-psabi", f"-I{csrc}"]
+    lists = [",".join(map(str, values)) for values in (maps, threads)]
+    return machine.said_by_program(sources, flags, [str(side), str(tries), *lists])
 
 
 def sums(rows: list[dict[str, Any]], maps: int) -> str:

@@ -138,8 +138,8 @@ class FastDecoupledNet(Segmenter):
         return self._images.input_like()
 
     def image_dtype(self) -> torch.dtype:
-        """On CUDA the engine's, to which :meth:`encode` rounds: half of the bytes to gather and to send."""
-        return self.dtype if self.runtime.device.type == "cuda" else super().image_dtype()
+        """The runtime's word; :meth:`encode` rounds to the engine's own in any case."""
+        return self.runtime.image_dtype(self.dtype)
 
     def merge_scores(self, difference: Tensor, classes: int, square: int, crop: tuple[int, int]) -> Tensor:
         """Label map of one image from its passes, by `ops`."""

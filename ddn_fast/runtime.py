@@ -84,6 +84,10 @@ class CpuRuntime(Runtime):
             names = " or ".join(map(str, wanted))
             raise InputError(f"dtype: wanted {names} on {self.device.type}, got {dtype!r}{plain}")
 
+    def image_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """What images are gathered in for an engine of `dtype`: its own, half of the bytes, where they are sent."""
+        return torch.float32 if self.device.type == "cpu" else dtype
+
     def captured(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """`function` of tensors, as this device runs it best."""
         return function

@@ -52,70 +52,64 @@ struct Span {       // consecutive pixels of a blocked map to compute
   int taps;
   float* out;
   const float* bias;  // [32] of this block of outputs; null: neither bias nor ReLU
+  bool add = false;   // to what is in `out`
 };
 
-// total[n][v] += sum over blocks [begin, end), taps and inputs of in[n] * weights.
+// total[n][v] += sum over taps and the inputs of block b of in[n] * weights.
 template <class Weights, int Pixels>
-DDN_INLINE void multiply_span(const Span& s, const typename Weights::Element* weights, int64_t begin, int64_t end,
-                              int first, Vec (&total)[Pixels][2]) {
-  weights += begin * s.taps * Weights::kTap;
-  for (int64_t b = begin; b < end; ++b) {
-    for (int t = 0; t < s.taps; ++t, weights += Weights::kTap) {
-      const float* at = s.in + b * s.in_plane + s.offsets[t];
-      Weights::each_input(weights, first, [&](int k, Vec w0, Vec w1) __attribute__((always_inline)) {
+DDN_INLINE void multiply(const Span& s, const typename Weights::Element* weights, int64_t b, int first,
+                         Vec (&total)[Pixels][2]) {
+  weights += b * s.taps * Weights::kTap;
+  for (int t = 0; t < s.taps; ++t, weights += Weights::kTap) {
+    const float* at = s.in + b * s.in_plane + s.offsets[t];
+    Weights::each_input(weights, first, [&](int k, Vec w0, Vec w1) __attribute__((always_inline)) {
 #pragma GCC unroll 12
-        for (int n = 0; n < Pixels; ++n) {
-          const Vec value = splat(at[n * kBlock + k]);
-          total[n][0] += value * w0;
-          total[n][1] += value * w1;
-        }
-      });
-    }
+      for (int n = 0; n < Pixels; ++n) {
+        const Vec value = splat(at[n * kBlock + k]);
+        total[n][0] += value * w0;
+        total[n][1] += value * w1;
+      }
+    });
   }
 }
 
-// Sums of some 300 products are made in registers and then added up: rounding grows with the length of either, not
-// with their product.
+// Sums of a block's products, some 300 with nine taps, are made in registers and then added up: rounding grows with the
+// length of either, not with their product.
 template <class Weights, int Pixels>
 void span_tile(const Span& s, const typename Weights::Element* weights) {
-  const int64_t together = s.taps == 1 ? 8 : 1;
   for (int first = 0; first < kBlock; first += kOutputs) {
     float* out = s.out + first;
-    for (int64_t begin = 0; begin < s.in_blocks; begin += together) {
-      const int64_t end = least(begin + together, s.in_blocks);
+    for (int64_t b = 0; b < s.in_blocks; ++b) {
       Vec total[Pixels][2] = {};
-      multiply_span<Weights, Pixels>(s, weights, begin, end, first, total);
-      const bool biased = s.bias && end == s.in_blocks;
+      multiply<Weights, Pixels>(s, weights, b, first, total);
+      const bool add = s.add || b > 0, biased = s.bias && b + 1 == s.in_blocks;
 #pragma GCC unroll 12
       for (int n = 0; n < Pixels; ++n)
         for (int v = 0; v < 2; ++v) {
           float* at = out + n * kBlock + v * kWidth;
-          const Vec sum = begin > 0 ? load(at) + total[n][v] : total[n][v];
+          const Vec sum = add ? load(at) + total[n][v] : total[n][v];
           store(at, biased ? relu(sum + load(s.bias + first + v * kWidth)) : sum);
         }
     }
   }
 }
 
-// A tile of 1 to kPixels pixels.
-template <class Weights, int Pixels = kPixels>
-void tile_of(const Span& s, const typename Weights::Element* weights, int64_t pixels) {
-  if constexpr (Pixels > 0) {
-    if (pixels == Pixels) return span_tile<Weights, Pixels>(s, weights);
-    tile_of<Weights, Pixels - 1>(s, weights, pixels);
+// Calls tile.template operator()<n>() for n = count, from 1 to Most.
+template <int Most, class Tile>
+DDN_INLINE void with_count(int64_t count, const Tile& tile) {
+  if constexpr (Most > 0) {
+    if (count == Most) return tile.template operator()<Most>();
+    with_count<Most - 1>(count, tile);
   }
 }
 
-// `pixels` pixels in tiles of nearly the same size: a last tile of one pixel would waste its loads.
 template <class Weights>
-void span(Span s, const typename Weights::Element* weights, int64_t pixels) {
-  for (int64_t tiles = (pixels + kPixels - 1) / kPixels; tiles > 0; --tiles) {
-    const int64_t now = (pixels + tiles - 1) / tiles;
-    tile_of<Weights>(s, weights, now);
-    pixels -= now;
-    s.in += now * kBlock;
-    s.out += now * kBlock;
-  }
+void span(const Span& all, const typename Weights::Element* weights, int64_t pixels) {
+  in_even_parts(pixels, kPixels, [&](int64_t first, int64_t count) {
+    Span s = all;
+    s.in += first * kBlock, s.out += first * kBlock;
+    with_count<kPixels>(count, [&]<int Pixels>() { span_tile<Weights, Pixels>(s, weights); });
+  });
 }
 
 template <class Weights>

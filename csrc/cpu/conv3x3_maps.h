@@ -24,6 +24,18 @@ DDN_INLINE int channels_in(int64_t block, int64_t channels) {
   return static_cast<int>(least(channels - block * kBlock, kBlock));
 }
 
+// Calls part(first, count) for [0, total) in parts of at most `most` and nearly the same size: one of a single pixel
+// would waste its loads.
+template <class Part>
+DDN_INLINE void in_even_parts(int64_t total, int64_t most, Part part) {
+  int64_t first = 0;
+  for (int64_t parts = (total + most - 1) / most; parts > 0; --parts) {
+    const int64_t count = (total - first + parts - 1) / parts;
+    part(first, count);
+    first += count;
+  }
+}
+
 // Rows of a blocked map.
 template <class E>
 struct Rows {

@@ -7,7 +7,8 @@
 //     static size_t scratch_bytes(const Conv3x3Layer&);
 //     static int64_t row_unit(const Conv3x3Layer&);         // rows it computes together, from a multiple of it on
 //     static void rows(const RowsJob<E>&, void* scratch);   // in one thread
-//     // Whole maps in all threads, where these have something to share; of 0 bytes where they have not.
+//     // Whole maps in all threads, where these have something to share; of 0 bytes where they have not. Writes to no
+//     // row outside of a map.
 //     static size_t together_bytes(const Conv3x3Layer&, int64_t maps, int64_t height, int64_t width);
 //     static void together(const RowsJob<E>&, void* memory, const Parallel&);
 //   };
@@ -215,13 +216,8 @@ class Stage {
   void by_channels() {
     int64_t most = blocks_of(out_channels());
     for (int64_t l = 0; l < p_.layer_count; ++l) most = in_blocks(l) > most ? in_blocks(l) : most;
-    const int64_t map_elements = most * plane(p_.height + 2), at_once = maps_at_once(map_elements);
-    int64_t first = 0;
-    for (int64_t groups = (p_.maps + at_once - 1) / at_once; groups > 0; --groups) {  // of nearly the same size
-      const int64_t maps = (p_.maps - first + groups - 1) / groups;
-      by_channels(first, maps, map_elements);
-      first += maps;
-    }
+    const int64_t at_once = maps_at_once(most * plane(p_.height + 2));
+    in_even_parts(p_.maps, at_once, [&](int64_t n, int64_t maps) { by_channels(n, maps, most); });
   }
 
   // As many as fit, with their results, 6 MiB a thread, or of two.
@@ -231,8 +227,9 @@ class Stage {
     return fit < 1 ? 1 : fit;
   }
 
-  // Maps [n, n + maps). Each layer takes them from one half of the memory to the other.
-  void by_channels(int64_t n, int64_t maps, int64_t map_elements) {
+  // Maps [n, n + maps), of up to `most` blocks. Each layer takes them from one half of the memory to the other.
+  void by_channels(int64_t n, int64_t maps, int64_t most) {
+    const int64_t map_elements = most * plane(p_.height + 2);
     size_t together = 0;
     for (int64_t l = 0; l < p_.layer_count; ++l) {
       const size_t bytes = Kernel::together_bytes(p_.layers[l], maps, p_.height, p_.width);
@@ -243,13 +240,13 @@ class Stage {
     const auto map = [&](int64_t layer, int64_t m) {
       return Map{memory + layer % 2 * half + m * map_elements, plane(p_.height + 2), pitch()};
     };
-    const size_t kernel = kernel_bytes();
     parallel_(maps * p_.height, [&](int64_t begin, int64_t end) {
-      void* lines = scratch(Scratch::worker, kernel);
+      void* lines = scratch(Scratch::worker, io_.lines_bytes());
       for (int64_t k = begin; k < end; ++k) {
         const int64_t m = k / p_.height, y = k % p_.height;
         io_.load(n + m, y, map(0, m), y + 1, 0, in_blocks(0), lines);
-        if (y == 0) zero_outside(map(0, m), 0, in_blocks(0));
+        if (y == 0)
+          for (int64_t side = 0; side < 2; ++side) zero_outside(map(side, m), 0, most);
       }
     });
     for (int64_t l = 0; l < p_.layer_count; ++l)
@@ -266,14 +263,9 @@ class Stage {
   }
 
   void whole_layer(const RowsJob<E>& job, void* memory) {
+    if (Kernel::together_bytes(job.layer, job.maps, p_.height, p_.width))
+      return Kernel::together(job, memory, parallel_);
     const int64_t blocks = job.block_end;
-    if (Kernel::together_bytes(job.layer, job.maps, p_.height, p_.width)) {
-      Kernel::together(job, memory, parallel_);
-      parallel_(job.maps, [&](int64_t begin, int64_t end) {
-        for (int64_t m = begin; m < end; ++m) zero_outside(job.out_of(m), 0, blocks);
-      });
-      return;
-    }
     const size_t kernel = kernel_bytes();
     const int64_t parts = parts_of_map(job.maps * blocks);
     parallel_(job.maps * blocks * parts, [&](int64_t begin, int64_t end) {

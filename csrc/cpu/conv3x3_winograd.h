@@ -205,17 +205,7 @@ struct FloatNumbers {
   static void multiply(const float* points, int64_t stride, int64_t blocks, const float* weights, float* products,
                        bool add) {
     const int64_t no_offset[1] = {0};
-    const Span s{points, stride, blocks, no_offset, 1, products, nullptr};
-    for (int first = 0; first < kBlock; first += kOutputs) {
-      Vec total[Count][2] = {};
-      multiply_span<DirectWeights, Count>(s, weights, 0, blocks, first, total);
-#pragma GCC unroll 12
-      for (int n = 0; n < Count; ++n)
-        for (int v = 0; v < 2; ++v) {
-          float* at = products + n * kBlock + first + v * kWidth;
-          store(at, add ? load(at) + total[n][v] : total[n][v]);
-        }
-    }
+    span_tile<DirectWeights, Count>({points, stride, blocks, no_offset, 1, products, nullptr, add}, weights);
   }
 
   struct Products {
@@ -272,12 +262,13 @@ class Transformed {
     for (int64_t b = 0; b < in_blocks_; b += Numbers::kTogether) {
       const int64_t blocks = least(Numbers::kTogether, in_blocks_ - b);
       const Element* points = points_ + k * point_ + (b * count_ + t) * kBlock;
-      for (int64_t first = 0, parts = (tiles + kPixels - 1) / kPixels; parts > 0; --parts) {
-        const int64_t now = (tiles - first + parts - 1) / parts;  // of nearly the same size
-        multiply_some<>(now, points + first * kBlock, blocks, weights + b * Numbers::kWeights,
-                        products + first * kBlock, b > 0);
-        first += now;
-      }
+      const Element* rows = weights + b * Numbers::kWeights;
+      in_even_parts(tiles, kPixels, [&](int64_t first, int64_t count) {
+        with_count<kPixels>(count, [&]<int Count>() {
+          Numbers::template multiply<Count>(points + first * kBlock, count_ * kBlock, blocks, rows,
+                                            products + first * kBlock, b > 0);
+        });
+      });
     }
   }
 
@@ -294,16 +285,6 @@ class Transformed {
   // cache.
   static int64_t point_stride(int64_t in_blocks, int64_t count) {
     return (in_blocks * count / 2 * 2 + 1) * kBlock;
-  }
-
-  template <int Count = kPixels>
-  void multiply_some(int64_t tiles, const Element* points, int64_t blocks, const Element* weights, float* products,
-                     bool add) const {
-    if constexpr (Count > 0) {
-      if (tiles == Count)
-        return Numbers::template multiply<Count>(points, count_ * kBlock, blocks, weights, products, add);
-      multiply_some<Count - 1>(tiles, points, blocks, weights, products, add);
-    }
   }
 };
 
@@ -341,14 +322,11 @@ void winograd_rows(const RowsJob<float>& job, void* scratch) {
   const Tiles tiles{job};
   float* products = static_cast<float*>(scratch);
   Transformed<Numbers> in(static_cast<char*>(scratch) + kProductsBytes, blocks_of(job.layer.in_channels), kGroup);
-  int64_t first = 0;
-  for (int64_t groups = (tiles.total() + kGroup - 1) / kGroup; groups > 0; --groups) {  // of nearly the same size
-    const int64_t count = (tiles.total() - first + groups - 1) / groups;
+  in_even_parts(tiles.total(), kGroup, [&](int64_t first, int64_t count) {
     for (int64_t t = 0; t < count; ++t) in.put(t, job, tiles[first + t]);
     for (int64_t b = job.block_begin; b < job.block_end; ++b)
       tiles_of_block(job, tiles, first, count, b, in, 0, products);
-    first += count;
-  }
+  });
   for (int64_t m = 0; m < job.maps; ++m)
     for (int64_t b = job.block_begin; b < job.block_end; ++b) job.out_of(m).zero_borders(b, job.out_row, job.count);
 }
