@@ -27,7 +27,7 @@ DDN_INLINE void add_rows(const GateSums& s, int64_t row, int64_t ahead, int64_t 
   for (; c + kStep <= columns; c += kStep) {
 #pragma GCC unroll 8
     for (int r = 0; r < Rows; ++r)
-      for (int64_t line = 0; line < kStep; line += kLine) __builtin_prefetch(next[r] + c + line);
+      for (int64_t line = 0; line < kStep; line += kLine) __builtin_prefetch(next[r] + c + line, 0, 2);
 #pragma GCC unroll 8
     for (int v = 0; v < kStep; v += kWidth) {
       Vec sum[Pairs];

@@ -16,7 +16,7 @@ struct PairProducts {
       for (int g = 0; g < G; ++g) sum[b][g] = _mm512_setzero_ps();
     const int64_t pairs = panel.inputs / 2;
     for (int64_t k0 = 0; k0 < pairs; k0 += 16) {
-      if (ahead) fetch_ahead<G>(panel, weight + 2 * k0);
+      if (ahead) fetch_ahead<G>(panel, weight, 2 * k0);
       const int64_t end = least(k0 + 16, pairs);
       for (int64_t k = k0; k < end; ++k)
         step<G, Blocks>(panel, x + k * kRows, sum, [&](int g) __attribute__((always_inline)) {
@@ -52,7 +52,7 @@ struct PairProducts {
 };
 
 void multiply_pairs(const DenseParams& p, const void* packed, int64_t begin, int64_t end) {
-  multiply_panels<BF16, BF16>(p, packed, begin, end, kGroup,
+  multiply_panels<BF16, BF16>(p, packed, begin, end, outputs_together<kGroup, BF16>(p.inputs),
                               [](const Panel<BF16>& panel)
                                   __attribute__((always_inline)) { add_all<kGroup, kPair>(panel, PairProducts{}); });
 }

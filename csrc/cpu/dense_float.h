@@ -17,7 +17,7 @@ struct FloatProducts {
     const float* x = reinterpret_cast<const float*>(packed);
     Vec sum[Blocks][G][kVecs] = {};
     for (int64_t k = 0; k < panel.inputs; ++k) {
-      if (ahead && k % 16 == 0) fetch_ahead<G>(panel, weight + k);
+      if (ahead && k % 16 == 0) fetch_ahead<G>(panel, weight, k);
       step(panel, x + k * kRows, sum,
            [&](int g) __attribute__((always_inline)) { return splat(weight[g * panel.stride + k]); });
     }
@@ -32,7 +32,7 @@ struct FloatProducts {
     Vec sum[Blocks][G][kVecs] = {};
     int64_t k = 0;
     for (; k + 2 <= panel.inputs; k += 2) {
-      if (ahead && k % 32 == 0) fetch_ahead<G>(panel, weight + k);
+      if (ahead && k % 32 == 0) fetch_ahead<G>(panel, weight, k);
       const auto word = [&](int g) __attribute__((always_inline)) {
         return UVec{} + load_bits<uint32_t>(weight + g * panel.stride + k);
       };
@@ -75,9 +75,9 @@ struct FloatProducts {
 
 template <class W>
 void multiply_float(const DenseParams& p, const void* packed, int64_t begin, int64_t end) {
-  multiply_panels<float, W>(p, packed, begin, end, kGroup, [](const Panel<W>& panel) __attribute__((always_inline)) {
-    add_all<kGroup, kPair>(panel, FloatProducts{});
-  });
+  multiply_panels<float, W>(p, packed, begin, end, outputs_together<kGroup, W>(p.inputs),
+                            [](const Panel<W>& panel)
+                                __attribute__((always_inline)) { add_all<kGroup, kPair>(panel, FloatProducts{}); });
 }
 
 }  // namespace
