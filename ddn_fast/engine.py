@@ -98,6 +98,7 @@ class FastDecoupledNet(Segmenter):
         self.ops = ops
         self._weights = fold(model, self.dtype, self.runtime.isa)
         self._images = ImagePart(model.config, self._weights.image_part, self.dtype, ops)
+        self._shifts = window_shifts(self.config.grid, self.config.fc_kernel, self.runtime.device)
         self._run_encode = self.runtime.captured(self._images.encode)
         self._run_halves = self.runtime.captured(self._halves)
         self._run_decode = self.runtime.captured(self.decode)
@@ -232,13 +233,13 @@ class FastDecoupledNet(Segmenter):
     @torch.no_grad()
     def _halves(self, encoded: Encoded, own: Tensor, image: Tensor, label: Tensor) -> Tensor:
         """Halves of fc6-seg ``[I+Q,G*G*bridge]``: of images `own` ``[I]``, then of pairs image, label ``[Q]`` (1)."""
-        ops, bridge, config = self.ops, self._weights.bridge, self.config
+        ops, bridge = self.ops, self._weights.bridge
         rows = []
         if len(own):
             rows.append(ops.dense(encoded.windows[own].flatten(0, 1), *bridge.fc6_seg_image))
         if len(image):
             window, position = self._images.gate(encoded, image, label)
-            windows = place_windows(window.to(self.dtype), position, config.grid, config.fc_kernel)
+            windows = place_windows(window.to(self.dtype), position, self._shifts)
             rows.append(ops.dense(windows, bridge.fc6_seg_class))
         return torch.cat(rows).view(len(own) + len(image), -1)
 
@@ -250,19 +251,28 @@ def _device_of(model: DecoupledNet) -> torch.device:
     return devices.pop()
 
 
-def place_windows(window: Tensor, position: Tensor, grid: int, kernel: int) -> Tensor:
+def window_shifts(grid: int, kernel: int, device: torch.device) -> Tensor:
+    """What each place of the grid sees of a window, along one side: ``[G,G,k]`` int64.
+
+    Place of the window, place that looks, step under it; where no part of the window is, ``k * k``.
+    """
+    place, step = torch.arange(grid, device=device), torch.arange(kernel, device=device)
+    shifts = place[:, None] + step - place[:, None, None]
+    return shifts.masked_fill_((shifts < 0) | (shifts >= kernel), kernel * kernel)
+
+
+def place_windows(window: Tensor, position: Tensor, shifts: Tensor) -> Tensor:
     """The windows under each place of the grid of a map that is zero but for one window.
 
-    window ``[Q,k*k*C]``, position ``[Q]`` in 0..G*G-1: where it lies; returns ``[Q*G*G,k*k*C]``. The map itself,
-    ``[Q,M,M,C]``, is never made.
+    window ``[Q,k*k*C]``, position ``[Q]`` in 0..G*G-1: where it lies, shifts of :func:`window_shifts`; returns
+    ``[Q*G*G,k*k*C]``. The map itself, ``[Q,M,M,C]``, is never made.
     """
-    count, taps, device = len(window), kernel * kernel, window.device
-    places, offsets = torch.arange(grid * grid, device=device)[:, None], torch.arange(taps, device=device)
-    row = places // grid + offsets // kernel - (position // grid)[:, None, None]  # [Q,G*G,k*k], within the window
-    column = places % grid + offsets % kernel - (position % grid)[:, None, None]
-    outside = (row < 0) | (row >= kernel) | (column < 0) | (column >= kernel)
-    source = (row * kernel + column).masked_fill_(outside, taps)  # row k*k of each window is zeros
-    source += torch.arange(count, device=device)[:, None, None] * (taps + 1)
+    grid, _, kernel = shifts.shape
+    count, taps = len(window), kernel * kernel
+    row, column = shifts[position // grid] * kernel, shifts[position % grid]  # [Q,G,k]
+    source = row[:, :, None, :, None] + column[:, None, :, None, :]  # [Q,G,G,k,k]
+    source = source.flatten(1).clamp_(max=taps)  # row k*k of each window is zeros
+    source += torch.arange(count, device=window.device)[:, None] * (taps + 1)
     rows = F.pad(window.unflatten(1, (taps, -1)), (0, 0, 0, 1)).flatten(0, 1)
     return rows.index_select(0, source.flatten()).view(count * grid * grid, window.shape[1])
 
@@ -278,8 +288,8 @@ def overlap_add(columns: Tensor) -> Tensor:
     side = steps + span - 1
     rows = columns.new_zeros(passes, side, steps, span, channels)
     for i in range(steps):
-        rows[:, i : i + span] += columns[:, i].transpose(1, 2)
+        rows[:, i : i + span].add_(columns[:, i].transpose(1, 2))
     y = columns.new_zeros(passes, side, side, channels)
     for j in range(steps):
-        y[:, :, j : j + span] += rows[:, :, j]
+        y[:, :, j : j + span].add_(rows[:, :, j])
     return y

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 import ddn_fast
 from ddn_fast import _C, FastDecoupledNet, folding, ops, reference, segmentation, weights
 from ddn_fast.config import MEAN_BGR, NetConfig
-from ddn_fast.engine import overlap_add, place_windows
+from ddn_fast.engine import overlap_add, place_windows, window_shifts
 from ddn_fast.errors import InputError, NumericsError
 from ddn_fast.network import BatchNorm, DecoupledNet
 from ddn_fast.packing import conv3x3_layout, pack_conv3x3
@@ -478,7 +478,7 @@ def test_place_windows_is_im2col_of_a_map_with_one_window(grid: int, kernel: int
     for q, (row, column) in enumerate((divmod(int(p), grid)) for p in position):
         maps[q, row : row + kernel, column : column + kernel] = window[q]
     wanted = F.unfold(maps.permute(0, 3, 1, 2), kernel).unflatten(1, (channels, -1)).permute(0, 3, 2, 1)
-    got = place_windows(window.flatten(1), position, grid, kernel)
+    got = place_windows(window.flatten(1), position, window_shifts(grid, kernel, position.device))
     assert torch.equal(got, wanted.reshape(count * grid * grid, -1))
 
 

@@ -327,6 +327,7 @@ def valueless(monkeypatch: pytest.MonkeyPatch) -> FastDecoupledNet:
     twin = FastDecoupledNet(tiny_net(), torch.bfloat16, ops)
     twin._weights = tree_map_only(Tensor, lambda t: t.to("meta"), twin._weights)
     twin._images = ImagePart(twin.config, twin._weights.image_part, torch.bfloat16, ops)
+    twin._shifts = twin._shifts.to("meta")
     return twin
 
 
