@@ -19,7 +19,7 @@ from ddn_fast import reference
 from ddn_fast.config import NetConfig
 from ddn_fast.engine import FastDecoupledNet
 from ddn_fast.network import BatchNorm, DecoupledNet
-from ddn_fast.plan import plan_passes
+from ddn_fast.plan import even_slices, plan_passes
 from ddn_fast.segmentation import MAX_PASSES
 
 Chosen = list[list[int]]
@@ -117,14 +117,14 @@ def _loop(model: DecoupledNet) -> Network:
 
 
 def _batched(model: Any, merge: Merge) -> Network:
-    """As ``segment`` runs it: the passes that are needed, in groups of at most MAX_PASSES."""
+    """As ``segment`` runs it: the passes that are needed, in even groups of at most MAX_PASSES."""
     like = model.input_like()
     step = MAX_PASSES_ON_CUDA if stock.on_cuda(like) else MAX_PASSES
 
     def run(x: Tensor, chosen: Chosen, square: int, crop: Crop) -> list[Tensor]:
         scores, state = model.score_images(x.to(like, non_blocking=True))
         passes = plan_passes(scores.float(), chosen)
-        groups = (slice(start, start + step) for start in range(0, len(passes), step))
+        groups = even_slices(len(passes), step)
         planes = _each(model.score_passes(state, passes.labels[g], passes.image_of_pass[g]).float() for g in groups)
         return _on_host(
             [

@@ -73,3 +73,9 @@ def plan_passes(scores: Tensor, chosen: Sequence[Sequence[int]]) -> Passes:
             image_of_pass.append(image)
     labels = torch.stack(rows) if rows else scores.new_zeros(0, num_classes)
     return Passes(labels, torch.tensor(image_of_pass, dtype=torch.int64, device="cpu"), classes)
+
+
+def even_slices(count: int, most: int) -> list[slice]:
+    """0..count in as few slices of at most `most` as there can be, none longer than another by more than one."""
+    parts = -(-count // most)
+    return [slice(k * count // parts, (k + 1) * count // parts) for k in range(parts)]

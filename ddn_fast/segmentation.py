@@ -34,7 +34,7 @@ from .drawing import overlay
 from .errors import ImageError, InputError, NumericsError
 from .images import Array, as_image, kind_of, save_mask
 from .labels import Labels, pair_labels
-from .plan import Passes, identify, passes_of, plan_passes
+from .plan import Passes, even_slices, identify, passes_of, plan_passes
 from .runtime import Runtime
 from .threads import in_order
 
@@ -296,8 +296,7 @@ class Segmenter:
         step = self.runtime.max_passes or MAX_PASSES
 
         def chunks() -> Iterator[Tensor]:
-            for start in range(0, len(passes), step):
-                part = slice(start, start + step)
+            for part in even_slices(len(passes), step):
                 difference = self.score_passes(state, passes.labels[part], passes.image_of_pass[part])
                 nan.append(difference.isnan().flatten(1).any(1))
                 yield at_least_float32(difference)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ddn_fast.errors import InputError
-from ddn_fast.plan import identify, passes_of, plan_passes
+from ddn_fast.plan import even_slices, identify, passes_of, plan_passes
 
 SCORES = torch.tensor([[0.1, 0.2, 0.3, 0.4], [0.9, 0.1, 0.6, 0.7], [0.2, 0.8, 0.5, 0.1]])
 
@@ -61,3 +61,12 @@ def test_labels_have_the_dtype_of_the_scores_and_no_gradient(dtype):
 def test_wrong_classes_or_counts_are_named_errors(chosen):
     with pytest.raises(InputError, match="wanted"):
         plan_passes(SCORES, chosen)
+
+
+@pytest.mark.parametrize(
+    ("count", "most", "lengths"), [(0, 4, []), (1, 4, [1]), (4, 4, [4]), (17, 16, [8, 9]), (7, 3, [2, 2, 3])]
+)
+def test_slices_are_as_few_and_as_even_as_can_be(count, most, lengths):
+    slices = even_slices(count, most)
+    assert [len(range(count)[part]) for part in slices] == lengths
+    assert [k for part in slices for k in range(count)[part]] == list(range(count))
