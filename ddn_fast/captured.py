@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-MAX_RECORDINGS = 64  # of one function; other shapes run as they are
+MAX_RECORDINGS = 64  # of one function at one place; other shapes run as they are
+MAX_FAILURES = 3  # of one function: another thread that waits for the whole device spoils what is being recorded
 
 _log = logging.getLogger(__name__)
 _recording = threading.Lock()  # one graph of the process at a time
@@ -45,25 +46,28 @@ class Captured:
 
     Arguments are copied into the recording's own and results out of it, so nothing that a caller holds changes later.
     The function must not wait for the device. Any number of threads may call it. Where recording fails, a warning is
-    logged and it runs as it is from then on; so do calls with nothing in any argument.
+    logged and that call runs as it is, after MAX_FAILURES every call with a shape that is not recorded; so do calls with
+    nothing in any argument.
     """
 
     def __init__(self, function: Callable[..., Any], recorder: Recorder, limit: int = MAX_RECORDINGS) -> None:
         self.function, self._recorder, self._limit = function, recorder, limit
-        self._recordings: dict[object, _Recording] = {}
+        self._recordings: dict[object, dict[object, _Recording]] = {}  # by place
+        self._failures = 0
 
     def __call__(self, *arguments: Any) -> Any:
         """As `function`."""
         given, form = tree_flatten(arguments)
         if not any(tensor.numel() for tensor in given):
             return self.function(*arguments)
-        key = self._recorder.place(), str(form), *((tuple(t.shape), t.dtype) for t in given)
+        key = str(form), *((tuple(t.shape), t.dtype) for t in given)
         with self._recorder.lock, torch.no_grad():
-            recording = self._recordings.get(key)
-            if recording is None and len(self._recordings) < self._limit:
+            here = self._recordings.setdefault(self._recorder.place(), {})
+            recording = here.get(key)
+            if recording is None and len(here) < self._limit and self._failures < MAX_FAILURES:
                 recording = self._record(given, form)
                 if recording is not None:
-                    self._recordings[key] = recording
+                    here[key] = recording
             if recording is not None:
                 copy_all(recording.inputs, given)
                 recording.replay()
@@ -81,9 +85,10 @@ class Captured:
                 replay, outputs = self._recorder.record(lambda: self.function(*arguments))
             return _Recording(inputs, replay, *tree_flatten(outputs))
         except RuntimeError as error:  # what torch raises where capturing fails, memory included
+            self._failures += 1
             name = getattr(self.function, "__qualname__", repr(self.function))
-            _log.warning("%s is not recorded and runs as it is: %s", name, error)
-            self._limit = 0
+            again = "from now on" if self._failures == MAX_FAILURES else "this time"
+            _log.warning("%s is not recorded and runs as it is %s: %s", name, again, error)
             return None
 
 
@@ -126,7 +131,10 @@ class CudaGraphs:
         with _recording, torch.cuda.device(self._device), torch.cuda.stream(here):
             function()
             if place not in self._places:
-                self._places[place] = torch.cuda.graph_pool_handle(), torch.cuda.Stream(self._device)
+                # of high priority: torch gives out 32 streams of each in turn, and one that another thread works in
+                # would take that thread's launches into the graph
+                beside = torch.cuda.Stream(self._device, priority=-1)
+                self._places[place] = torch.cuda.graph_pool_handle(), beside
             pool, beside = self._places[place]
             graph = torch.cuda.CUDAGraph()
             try:
