@@ -142,7 +142,16 @@ struct ImageInput {
   }
 
   DDN_DEVICE void start(int) {
-    const int channels = p.in_channels, part = static_cast<int>(threadIdx.x) % 4;
+    p.in_channels == 3 ? load<3>() : load<0>();
+  }
+  DDN_DEVICE void finish(int) {
+  }
+
+ private:
+  // Channels: how many, where that is known: divisions by it are products then. 0: what p says.
+  template <int Channels>
+  DDN_DEVICE void load() {
+    const int channels = Channels > 0 ? Channels : p.in_channels, part = static_cast<int>(threadIdx.x) % 4;
     const uint16_t* x = p.x + static_cast<int64_t>(place.map) * p.height * p.width * channels;
     for (int m = static_cast<int>(threadIdx.x) / 4; m < Tile::kPixels; m += Tile::kThreads / 4) {
       const int window = m / 16 * 4 + m % 8 / 2;
@@ -152,14 +161,14 @@ struct ImageInput {
       for (int k = 0; k < 8; ++k) {
         const int tap = (part * 8 + k) / channels, c = (part * 8 + k) % channels;
         const int row = y + tap / 3 - 1, column = x0 + tap % 3 - 1;
-        if (tap < 9 && static_cast<unsigned>(row) < static_cast<unsigned>(p.height) &&
-            static_cast<unsigned>(column) < static_cast<unsigned>(p.width))
-          word[k / 2] |= static_cast<uint32_t>(x[(row * p.width + column) * channels + c]) << 16 * (k % 2);
+        const bool inside = (tap < 9) & (static_cast<unsigned>(row) < static_cast<unsigned>(p.height)) &
+                            (static_cast<unsigned>(column) < static_cast<unsigned>(p.width));
+        // without a branch, so that all eight are on their way at once
+        const uint32_t value = x[inside ? (row * p.width + column) * channels + c : 0];
+        word[k / 2] |= (inside ? value : 0u) << 16 * (k % 2);
       }
       store_shared16(to + slot_offset(m, part), {word[0], word[1], word[2], word[3]});
     }
-  }
-  DDN_DEVICE void finish(int) {
   }
 };
 
