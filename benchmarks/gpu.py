@@ -31,7 +31,8 @@ from gpu_machine import ROOT, arch_of, build_fingerprint, fingerprint, git, nvid
 
 HERE = ROOT / "benchmarks"
 STAMP = ROOT / "build/gpu-build.json"
-PARTS = ("build", "probe", "test", "ops", "end_to_end", "sanitize", "profile")  # the most important first
+# the most important first, but that probe is brief, needs nvcc alone and so says something where nothing else can
+PARTS = ("probe", "build", "test", "ops", "end_to_end", "sanitize", "profile")
 RESERVE_S = 8.0  # of the budget, to write and print what was found
 TAIL_LINES = 30
 MAX_OUTPUT = 4 << 20  # bytes of a step's output that are looked at
@@ -92,6 +93,8 @@ class Run:
             raise SystemExit(
                 f"wanted a CUDA device that torch sees, got none: {self.machine.get('error', 'no device')}"
             )
+        if missing := self.machine.get("missing"):
+            print(f"== missing here, so that parts will fail: {', '.join(missing)}", flush=True)
         self.name = slug(found) if found and not arguments.smoke else "smoke"
         self.path = arguments.out / f"{self.name}.json"
         self.report = self._before() | {
@@ -159,6 +162,8 @@ class Run:
             "DDN_CUDA": "ON",
             "DDN_REQUIRE_GPU": "1",
         }
+        if nvcc := program("nvcc"):
+            found["CUDACXX"] = nvcc
         if self.arguments.archs == "device" and self.machine.get("capability"):
             found["TORCH_CUDA_ARCH_LIST"] = arch_of(*self.machine["capability"])
         elif self.arguments.archs not in ("device", "all"):
@@ -239,7 +244,18 @@ def gpu_steps(part: str, work: Path, left: float, alone: bool) -> Iterator[Step]
         seconds = left - 60 if alone else 0.5 * left
         command = [python, str(HERE / "end_to_end_cuda.py"), "--out", str(work), "--budget", f"{seconds - 15:.0f}"]
         yield Step("end_to_end", command, seconds, results="end_to_end-*.json")
-        command = [python, str(HERE / "predict.py"), "--device", "cuda", "--out", str(work), "--images", "128"]
+        command = [
+            python,
+            str(HERE / "predict.py"),
+            "--device",
+            "cuda",
+            "--out",
+            str(work),
+            "--images",
+            "64",
+            "--samples",
+            "3",
+        ]
         yield Step("predict", command, 90, 1.0 if alone else 0.3, results="predict-*.json")
     elif part == "sanitize":
         every = [python, str(HERE / "gpu_every_op.py")]

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import glob
 import hashlib
+import importlib.util
 import json
 import os
 import platform
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,9 @@ PLACES = (
     "/opt/cuda*/bin",
     "/opt/nvidia/nsight-compute/*",
 )
+
+# What the steps import, but for torch.
+MODULES = ("numpy", "PIL", "cv2", "safetensors", "tqdm", "pytest", "pybind11", "setuptools")
 
 PROBE = """
 import json, torch
@@ -43,6 +48,12 @@ def probe() -> dict[str, Any]:
         found["error"] = str(getattr(error, "stderr", None) or error)[-500:]
     for tool, option in (("nvcc", "--version"), ("cmake", "--version"), ("ninja", "--version"), ("g++", "--version")):
         found[tool] = version(tool, option)
+    header = Path(sysconfig.get_path("include")) / "Python.h"
+    found["missing"] = [
+        *(name for name in MODULES if importlib.util.find_spec(name) is None),
+        *(name for name in ("nvcc", "cmake", "ninja", "g++") if found[name] is None),
+        *([] if header.is_file() else [str(header)]),
+    ]
     return found | {"nvidia_smi": nvidia_smi()}
 
 

@@ -134,7 +134,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         for net, count in segmenters(arguments):
             report["rows"] += measure(net, count, arguments, Path(folder))
-    machine.save(report, path)
+            machine.save(report, path)  # with what there is, should time run out
     print(path)
     return 0
 
@@ -143,7 +143,7 @@ def segmenters(arguments: argparse.Namespace) -> list[tuple[Any, int]]:
     """What segments, and how many images of it are a sample."""
     config = QUICK if arguments.quick else NetConfig()
     x = torch.stack([input_of(blobs(seed, CROP), config.side) for seed in range(2)])
-    model = networks.random_network(config, x).to(arguments.device)
+    model = networks.random_network(config, x.to(arguments.device))
     return [
         (NoNetwork(config, arguments.device).show(arguments.device), 4 * arguments.images),
         (Engine(model, torch.bfloat16).show(arguments.device), arguments.images),

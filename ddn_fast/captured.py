@@ -46,7 +46,7 @@ class Captured:
 
     Arguments are copied into the recording's own and results out of it, so nothing that a caller holds changes later.
     The function must not wait for the device. Any number of threads may call it. Where recording fails, a warning is
-    logged and that call runs as it is, after MAX_FAILURES every call with a shape that is not recorded; so do calls with
+    logged and that call runs as it is, after MAX_FAILURES every call of a shape without a recording; so do calls with
     nothing in any argument.
     """
 

@@ -26,9 +26,14 @@ def setting(device: str, monkeypatch: pytest.MonkeyPatch) -> Setting:
 
 
 def assert_as_exact(group: Group) -> None:
-    """At most twice as far from float64 as the best of the others."""
-    truth = group.truth()
-    errors = {rival.label: group.error(rival.result(), truth) for rival in group.rivals}
+    """At most twice as far from float64 as the best of the others; some version of a library lacks a special one."""
+    truth, errors = group.truth(), {}
+    for rival in group.rivals:
+        try:
+            errors[rival.label] = group.error(rival.result(), truth)
+        except RuntimeError:
+            if not rival.special:
+                raise
     limit = 2 * min(error for rival, error in errors.items() if not rival.startswith(OURS)) + 1e-5
     assert all(error <= limit for rival, error in errors.items() if rival.startswith(OURS)), errors
 
