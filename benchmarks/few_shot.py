@@ -35,7 +35,7 @@ from few_shot_runs import ALONE, RESULT, SETTINGS, TAGS, Name, recipe_of
 from tqdm import tqdm
 
 from ddn_fast.data.synthetic import generate
-from ddn_fast.images import write_atomic
+from ddn_fast.files import write_atomic
 from ddn_fast.training.recipe import NetworkShape, Recipe, load_recipe
 
 HERE = Path(__file__).parent

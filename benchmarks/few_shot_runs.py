@@ -22,7 +22,7 @@ from masks_alone import train_masks_alone
 from ddn_fast.data.few import few_masks
 from ddn_fast.data.voc import VocFolder
 from ddn_fast.evaluate import evaluate
-from ddn_fast.images import write_atomic
+from ddn_fast.files import write_atomic
 from ddn_fast.network import DecoupledNet
 from ddn_fast.training.classifier import train_classifier
 from ddn_fast.training.recipe import Recipe, from_dict

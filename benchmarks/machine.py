@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 import ddn_fast
-from ddn_fast.images import write_atomic
+from ddn_fast.files import write_atomic
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks/results"

@@ -20,7 +20,7 @@ import predict
 import training_step
 from machine import RESULTS, ROOT
 
-from ddn_fast.images import write_atomic
+from ddn_fast.files import write_atomic
 
 TABLES = {
     "ops": ops.table,

@@ -152,7 +152,7 @@ def _add_evaluate(commands: Any) -> None:
 def _evaluate(arguments: argparse.Namespace) -> int:
     from .data.voc import VocFolder
     from .evaluate import evaluate
-    from .images import write_atomic
+    from .files import write_atomic
 
     model, _ = _load(arguments)
     result = evaluate(

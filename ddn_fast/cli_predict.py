@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import json
 import os
 import secrets
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,8 @@ from .cli_images import (
     tags_told,
 )
 from .errors import DDNError, InputError
-from .images import one_large, remove_leftovers, save_image, write_atomic
+from .files import alone_in, remove_leftovers, write_atomic
+from .images import one_large, save_image
 from .segmentation import Segmentation, Segmenter
 from .threads import in_order
 
@@ -115,7 +115,7 @@ def predict(
     def write(job: tuple[Segmentation, Path, str]) -> dict[str, Any]:
         return _write(*job, out, overlays)
 
-    with contextlib.closing(results), _alone_in(out):
+    with contextlib.closing(results), alone_in(out):
         _check_earlier(out, settings, resume, overwrite)
         _begin(out, settings, overlays)
         done: set[str] = set()
@@ -173,23 +173,6 @@ def _begin(out: Path, settings: Mapping[str, Any], overlays: bool) -> None:
         remove_leftovers(out / folder)
     remove_leftovers(out)
     write_atomic(out / SETTINGS, json.dumps(settings, indent=1, allow_nan=False).encode("ascii") + b"\n")
-
-
-@contextlib.contextmanager
-def _alone_in(out: Path) -> Iterator[None]:
-    """Makes `out` and holds it, so that no other process writes there; InputError where one does."""
-    out.mkdir(parents=True, exist_ok=True)
-    folder = os.open(out, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)  # gone with the process, however it ends
-        except BlockingIOError as error:
-            raise InputError(f"{out}: another run is writing there") from error
-        except OSError:  # a file system without locks
-            pass
-        yield
-    finally:
-        os.close(folder)
 
 
 class Names:

@@ -22,7 +22,8 @@ from .data.voc import VocFolder
 from .drawing import PAPER, cell, overlay, sheet
 from .errors import DDNError
 from .evaluate import Evaluation, evaluate
-from .images import resize_matlab, save_image, write_atomic
+from .files import write_atomic
+from .images import resize_matlab, save_image
 from .network import DecoupledNet
 from .plan import identify, plan_passes
 from .training.classifier import train_classifier

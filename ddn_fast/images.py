@@ -10,8 +10,6 @@ import functools
 import io
 import math
 import os
-import re
-import secrets
 import struct
 import threading
 from collections.abc import Callable
@@ -38,6 +36,7 @@ from PIL import (  # the plugins: each enters its format into Image.OPEN
 from torch import Tensor
 
 from .errors import DataError, ImageError, InputError
+from .files import write_atomic
 
 Kernel = Literal["bilinear", "bicubic"]
 Array = NDArray[np.uint8]
@@ -341,42 +340,3 @@ def save_image(image: Array, path: str | Path) -> None:
     if not written:  # of some version
         raise InputError(f"{path}: OpenCV cannot write such a file")
     write_atomic(path, data.tobytes())
-
-
-def write_atomic(path: str | Path, data: bytes, durable: bool = False) -> None:
-    """Write `data` to `path` so that no reader ever sees half of it: beside it first, then renamed over it.
-
-    `durable` files are there after a power cut, too: what cost hours is worth the milliseconds. Raises OSError that
-    names `path`.
-    """
-    path = Path(path)
-    temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
-    try:
-        temporary.write_bytes(data)
-        if durable:
-            sync(temporary)
-        temporary.replace(path)
-        if durable:
-            sync(path.parent)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno is not None:
-            raise OSError(error.errno, error.strerror, str(path)) from error  # of the same subclass, by its number
-        raise
-
-
-def sync(path: Path) -> None:
-    """Return when the file's content, or the folder's names, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Remove what a process that was killed inside :func:`write_atomic` left: each is as large as a whole file."""
-    for path in folder.glob(".*.tmp"):
-        if re.fullmatch(r"\.[0-9a-f]{16}\.tmp", path.name):
-            path.unlink(missing_ok=True)

@@ -30,7 +30,7 @@ from torch import Tensor
 from .config import NetConfig
 from .engine import FastDecoupledNet
 from .errors import ConfigError, InputError, WeightsError
-from .images import sync
+from .files import sync
 from .network import DecoupledNet
 from .release import blank, raise_all, read_caffemodel
 from .vgg import load_vgg16

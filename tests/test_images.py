@@ -23,16 +23,8 @@ from tiny_net import random_image, write_image
 from ddn_fast import images
 from ddn_fast.drawing import overlay
 from ddn_fast.errors import DataError, ImageError, InputError
-from ddn_fast.images import (
-    as_image,
-    load_image,
-    load_mask,
-    resize_matlab,
-    save_image,
-    save_mask,
-    voc_palette,
-    write_atomic,
-)
+from ddn_fast.files import write_atomic
+from ddn_fast.images import as_image, load_image, load_mask, resize_matlab, save_image, save_mask, voc_palette
 
 SIZES = [((7, 9), (7, 9)), ((7, 9), (3, 4)), ((5, 6), (13, 7)), ((40, 3), (6, 11)), ((1, 1), (4, 2)), ((2, 30), (1, 1))]
 

@@ -14,9 +14,9 @@ PACKAGE = Path(__file__).parent.parent / "ddn_fast"
 # Imports point up this list only: a module knows those above it and none below.
 ORDER = [
     "_C",  # the compiled extension
-    "errors", "threads", "distributed", "config", "labels", "images", "drawing", "packing", "plan", "reference",
-    "dense_ops", "training_ops", "training_ops_cuda", "ops", "info", "captured", "runtime", "segmentation", "network",
-    "folding", "image_part", "engine", "caffemodel", "release", "vgg", "weights", "evaluate",
+    "errors", "threads", "distributed", "config", "labels", "files", "images", "drawing", "packing", "plan",
+    "reference", "dense_ops", "training_ops", "training_ops_cuda", "ops", "info", "captured", "runtime", "segmentation",
+    "network", "folding", "image_part", "engine", "caffemodel", "release", "vgg", "weights", "evaluate",
     "data.voc", "data.check", "data.tags", "data.few", "data.windows", "data.items", "data.datasets", "data.synthetic",
     "data.matfile", "data.sbd", "data",
     "training.recipe", "training.loss", "training.solver", "training.bn", "training.checkpoint", "training.curves",

@@ -18,7 +18,7 @@ from tiny_training import StoppedError, assert_same_run, read_checkpoint, stop_a
 
 from ddn_fast.cli import main
 from ddn_fast.data.voc import VocFolder
-from ddn_fast.images import write_atomic
+from ddn_fast.files import write_atomic
 from ddn_fast.training.loop import CHECKPOINT, LOG
 
 # full disks

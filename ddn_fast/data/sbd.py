@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from ..errors import DataError
-from ..images import save_mask, write_atomic
+from ..files import write_atomic
+from ..images import save_mask
 from .matfile import read_struct_field
 from .voc import MASK_FOLDERS, VocFolder, check_same_size, checked_id, numbered_lines
 

@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from ..errors import DataError
-from ..images import VOID, save_mask, write_atomic
+from ..files import write_atomic
+from ..images import VOID, save_mask
 from ..info import cores
 from .tags import mask_classes
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from ..errors import DataError
-from ..images import write_atomic
+from ..files import write_atomic
 from ..labels import is_nearly_known, unknown_class
 from .voc import IMAGE_SUFFIXES, VocFolder, checked_id, numbered_lines, read_text
 

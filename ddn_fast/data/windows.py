@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from ..errors import DataError
-from ..images import write_atomic
+from ..files import write_atomic
 from .tags import mask_classes
 from .voc import VocFolder
 

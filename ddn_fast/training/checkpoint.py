@@ -14,7 +14,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
-from ..images import write_atomic
+from ..files import write_atomic
 
 FORMAT = 1
 

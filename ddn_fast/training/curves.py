@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..images import write_atomic
+from ..files import write_atomic
 
 _log = logging.getLogger(__name__)
 

@@ -23,7 +23,8 @@ from tqdm import tqdm
 
 from .. import _C, distributed, info
 from ..errors import CheckpointError, DDNError, DistributedError, DivergedError, InputError
-from ..images import Array, remove_leftovers, save_image, write_atomic
+from ..files import remove_leftovers, write_atomic
+from ..images import Array, save_image
 from ..network import DecoupledNet
 from .board import FOLDER as BOARD
 from .board import Board, check_tensorboard

@@ -20,9 +20,9 @@ from ..data.few import few_masks
 from ..data.voc import VocFolder, read_text
 from ..data.windows import WindowItem, build_items, read_list, write_list
 from ..evaluate import Evaluation
+from ..files import write_atomic
 from ..folding import fold_image_part
 from ..image_part import ImagePart
-from ..images import write_atomic
 from ..info import cpu_isa
 from ..network import DecoupledNet
 from .before import check_data, check_network, check_stage
