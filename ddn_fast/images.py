@@ -52,7 +52,7 @@ MAX_SIDE = 65_535
 MAX_JPEG_SIDE = 65_500  # that the JPEG library writes
 
 # Only what is decoded in this process (Pillow hands EPS to Ghostscript). JPEG covers the MPO that phones write.
-_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
+IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
 LARGE_PIXELS = 1 << 24
 _LARGE = threading.RLock()
 _UPRIGHT = {
@@ -101,7 +101,7 @@ def load_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Array:
         except Exception as error:  # colour conversion of a dozen formats
             raise ImageError(f"{path}: cannot convert mode {picture.mode} to RGB: {error}") from error
 
-    return _decode(path, ImageError, _FORMATS, max_pixels, to_array)
+    return _decode(path, ImageError, IMAGE_FORMATS, max_pixels, to_array)
 
 
 def as_image(source: str | Path | NDArray[Any]) -> Array:
@@ -123,14 +123,18 @@ def kind_of(source: object) -> str:
 
 
 def load_mask(path: str | Path, classes: int) -> Array:
-    """Read a mask as HxW uint8 labels: an 8-bit palette or grey PNG with values 0..`classes` and 255.
+    """Read a mask as HxW uint8 labels: a palette or 8-bit grey PNG with values 0..`classes` and 255.
 
     Raises DataError if the file is missing, damaged, not such a PNG, or holds another label.
     """
     path = Path(path)
     picture = _decode(path, DataError, ("PNG",), MAX_PIXELS, lambda picture: picture)
+    with path.open("rb") as file:
+        depth, colour = file.read(26)[24:]  # of IHDR, which comes first
+    if colour == 0 and depth < 8:  # grey, whose values Pillow spreads over 0 to 255
+        raise DataError(f"{path}: wanted a palette or 8-bit grey PNG, got grey of {depth} bit{'s' * (depth > 1)}")
     if picture.mode not in ("P", "L"):
-        raise DataError(f"{path}: wanted an 8-bit palette or grey PNG, got mode {picture.mode}")
+        raise DataError(f"{path}: wanted a palette or 8-bit grey PNG, got mode {picture.mode}")
     mask = np.array(picture)
     present = np.bincount(mask.ravel(), minlength=256) > 0
     if unknown := [label for label in range(classes + 1, VOID) if present[label]]:

@@ -236,6 +236,33 @@ def test_file_that_is_no_image_is_a_named_error(root: Path) -> None:
             method("a")
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM"])
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_every_format_that_is_read_has_a_size(root: Path, kind: str, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.new("RGB", (40, 20)).save(root / "JPEGImages/d.jpg", kind, exif=exif)
+    folder = VocFolder(root)
+    assert folder.image_size("d") == folder.image("d").shape[:2]
+
+
+def test_pictures_with_other_suffixes_are_warned_of_once(root: Path) -> None:
+    for name in ("y.tiff", "x.WEBP", "notes.md"):
+        (root / "JPEGImages" / name).write_bytes(b"")
+    with pytest.warns(UserWarning, match=r"JPEGImages: .*passed over 2 files .*, as 'x\.WEBP'") as caught:
+        assert VocFolder(root).splits() == ("train", "val")
+    assert len(caught) == 1
+
+
+def test_name_that_is_not_utf_8_is_a_named_error(root: Path) -> None:
+    try:
+        (root / "JPEGImages/\udcff.png").write_bytes(b"")
+    except (OSError, UnicodeEncodeError):
+        pytest.skip("this file system takes UTF-8 only")
+    with pytest.raises(DataError, match=r"JPEGImages: wanted names in UTF-8, got '\\udcff\.png': rename"):
+        VocFolder(root)
+
+
 @pytest.mark.skipif(not SAMPLE, reason="DDN_VOC_SAMPLE names no folder with VOC's 2011_000003")
 def test_real_voc_image_and_mask_are_read() -> None:
     folder = VocFolder(SAMPLE)

@@ -279,6 +279,31 @@ def test_colour_deep_and_one_bit_masks_are_named_errors(tmp_path):
         load_mask(tmp_path / "none.png", 20)
 
 
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_grey_masks_below_eight_bits_are_refused_and_palettes_are_not(tmp_path, bits):
+    labels = [[0, 1], [1, 0]]
+    palette = Image.new("P", (2, 2))
+    palette.putdata(np.ravel(labels).tolist())
+    palette.putpalette(voc_palette().tobytes()[: 3 << bits])
+    palette.save(tmp_path / "palette.png", bits=bits)
+    assert load_mask(tmp_path / "palette.png", 20).tolist() == labels
+    write_grey_png(tmp_path / "grey.png", labels, bits)
+    with pytest.raises(DataError, match=rf"grey\.png: .*got grey of {bits} bits?$"):
+        load_mask(tmp_path / "grey.png", 20)
+
+
+def write_grey_png(path, labels, bits):
+    """Pillow writes none of 2 or 4 bits."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    rows = [sum(label << (8 - bits * (place + 1)) for place, label in enumerate(row)) for row in labels]
+    header = struct.pack(">IIBBBBB", 2, len(rows), bits, 0, 0, 0, 0)
+    data = zlib.compress(b"".join(bytes([0, row]) for row in rows))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b""))
+
+
 def test_saved_mask_reads_back_with_the_voc_palette(tmp_path):
     mask = np.arange(256, dtype=np.uint8).reshape(16, 16)
     save_mask(mask[:, ::-1], tmp_path / "m.png")

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from PIL.TiffImagePlugin import IMAGELENGTH, IMAGEWIDTH, TiffImageFile
 
 from ..config import VOC_CLASSES
 from ..errors import DataError, ImageError
-from ..images import EXIF_ORIENTATION, load_image, load_mask, open_picture
+from ..images import EXIF_ORIENTATION, IMAGE_FORMATS, load_image, load_mask, open_picture
+from ..images import IMAGE_SUFFIXES as ALL_IMAGE_SUFFIXES
 
 IMAGE_FOLDER = "JPEGImages"
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -135,8 +138,10 @@ class VocFolder:
         """(height, width) of an image from its header alone, EXIF orientation applied; ImageError as :meth:`image`."""
         path = self.image_path(image_id)
         try:
-            with open_picture(path, ("JPEG", "PNG")) as header:
+            with open_picture(path, IMAGE_FORMATS) as header:
                 width, height = header.size
+                if isinstance(header, TiffImageFile):  # some versions of Pillow turn its size, others do not
+                    width, height = (int(header.tag_v2[tag]) for tag in (IMAGEWIDTH, IMAGELENGTH))
                 turned = _is_turned(header)
         except Exception as error:  # a decoder of a hostile file may raise nearly anything
             raise ImageError(f"{path}: cannot read the image's header: {error}") from error
@@ -229,16 +234,21 @@ def _is_turned(header: Image.Image) -> bool:
         return False
 
 
+def read_classes(path: Path) -> tuple[str, ...]:
+    """Class names of a text file, one a line; DataError for one that a dataset folder could not have."""
+    return _checked_classes([line for _, line in numbered_lines(path)], str(path))
+
+
 def _class_names(root: Path, classes: Sequence[str] | None) -> tuple[str, ...]:
-    where = "classes"
     if isinstance(classes, str):
         raise DataError(f"classes: wanted a sequence of names, got the text {classes!r}")
-    if classes is None:
-        path = next((root / name for name in CLASS_FILES if (root / name).is_file()), None)
-        if path is None:
-            return VOC_CLASSES
-        where = str(path)
-        classes = [line for _, line in numbered_lines(path)]
+    if classes is not None:
+        return _checked_classes(classes, "classes")
+    path = next((root / name for name in CLASS_FILES if (root / name).is_file()), None)
+    return VOC_CLASSES if path is None else read_classes(path)
+
+
+def _checked_classes(classes: Sequence[str], where: str) -> tuple[str, ...]:
     names = tuple(classes)
     if not 1 <= len(names) <= 254:
         raise DataError(f"{where}: wanted 1 to 254 class names, got {len(names)}")
@@ -253,16 +263,32 @@ def _class_names(root: Path, classes: Sequence[str] | None) -> tuple[str, ...]:
 
 
 def _index(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
-    """id -> path of the files with one of the suffixes; one id in two files is an error."""
+    """id -> path of the files with one of the suffixes; one id in two files is an error.
+
+    A warning tells of pictures with other suffixes.
+    """
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder")
     found: dict[str, Path] = {}
+    others: list[str] = []
     with os.scandir(folder) as entries:
         for name in sorted(entry.name for entry in entries if entry.is_file()):
             stem, suffix = os.path.splitext(name)  # noqa: PTH122  (ten thousands of names)
             if suffix.lower() not in suffixes:
+                if suffix.lower() in ALL_IMAGE_SUFFIXES:
+                    others.append(name)
                 continue
+            try:
+                name.encode()
+            except UnicodeEncodeError:
+                raise DataError(f"{folder}: wanted names in UTF-8, got {name!r}: rename this file") from None
             if stem in found:
                 raise DataError(f"{folder}: {found[stem].name} and {name} have the same id {stem!r}")
             found[stem] = folder / name
+    if others:
+        wanted, files = ", ".join(suffixes), "file" if len(others) == 1 else "files"
+        warnings.warn(
+            f"{folder}: wanted {wanted}, passed over {len(others)} {files} with another suffix, as {others[0]!r}",
+            stacklevel=3,
+        )
     return found
