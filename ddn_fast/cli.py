@@ -256,14 +256,21 @@ def _add_convert(commands: Any) -> None:
     parser.add_argument("source", type=Path, help=".caffemodel, .pth or .safetensors file")
     parser.add_argument("destination", type=Path, help="folder to write")
     parser.add_argument("--side", type=int, help="input side, where not 320")
-    parser.add_argument("--classes", type=_names, metavar="A,B", help="class names, where not those of PASCAL VOC")
+    text = "class names, or a file of them, one a line; where not those of PASCAL VOC"
+    parser.add_argument("--classes", metavar="A,B", help=text)
     parser.set_defaults(run=_convert)
 
 
 def _convert(arguments: argparse.Namespace) -> int:
+    from .data.voc import read_classes
     from .weights import convert
 
-    model = convert(arguments.source, arguments.destination, side=arguments.side, classes=arguments.classes)
+    classes: Sequence[str] | None = None
+    if arguments.classes is not None:
+        given = arguments.classes
+        is_file = given.endswith(".txt") or os.path.isfile(given)  # noqa: PTH113  # many names are too long for Path's
+        classes = read_classes(Path(given)) if is_file else _names(given)
+    model = convert(arguments.source, arguments.destination, side=arguments.side, classes=classes)
     count = sum(parameter.numel() for parameter in model.parameters())
     print(f"{arguments.destination}: {count:,} parameters, {model.config.num_classes} classes")
     return 0

@@ -432,6 +432,26 @@ def test_convert_turns_a_caffemodel_into_a_folder_that_predicts(tmp_path, capsys
     assert not (tmp_path / "none").exists()
 
 
+def test_convert_takes_class_names_or_a_file_of_them(tmp_path, capsys, monkeypatch):
+    given = []
+
+    def convert(*_, classes, **__):
+        given.append(classes)
+        raise InputError("enough")
+
+    monkeypatch.setattr("ddn_fast.weights.convert", convert)
+    names = tuple(f"kind, number {n}" for n in range(171))
+    (tmp_path / "classes.txt").write_text("\n".join(names))
+    many = ",".join(f"kind {n}" for n in range(171))
+    for classes in (("--classes", tmp_path / "classes.txt"), ("--classes", "dog, cat"), ("--classes", many), ()):
+        assert run("convert", "a.pth", tmp_path / "net", *classes) == 2
+    assert given == [names, ["dog", "cat"], many.split(","), None]
+    (tmp_path / "classes.txt").write_text("dog\ndog\n")
+    for name, message in (("classes.txt", "'dog' occurs twice"), ("clases.txt", "clases.txt: cannot read")):
+        assert run("convert", "a.pth", tmp_path / "net", "--classes", tmp_path / name) == 2
+        assert message in capsys.readouterr().err
+
+
 def test_generate_writes_a_folder_that_evaluates(tmp_path, capsys):
     sizes = ("--train", 2, "--closeups", 1, "--val", 1)
     assert run("generate", tmp_path / "voc", *sizes, "--workers", 1, "--quiet") == 0
