@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from voc_writer import CLASSES, mask_of, save_grey, write_voc
 
 from ddn_fast.data import VocFolder, WindowItem, build_items, class_subsets, read_list, windows, write_list
+from ddn_fast.data.check import check_files, check_items, pairs_of
 from ddn_fast.errors import DataError, ImageError
 
 GOLDEN_LIST = Path(__file__).parent / "golden/segdata/list.txt"
@@ -23,8 +25,6 @@ def rng(seed: int = 0) -> np.random.Generator:
 
 
 def one_mask_folder(root: Path, mask: np.ndarray) -> VocFolder:
-    from PIL import Image
-
     write_voc(root, {"a": []})
     save_grey(mask, root / "SegmentationClass/a.png")
     Image.fromarray(np.zeros((*mask.shape, 3), np.uint8)).save(root / "JPEGImages/a.png")
@@ -173,6 +173,34 @@ def test_image_too_large_to_pad_is_a_named_error(tmp_path: Path) -> None:
     folder = one_mask_folder(tmp_path / "voc", np.ones((1, 20_000), np.uint8))
     with pytest.raises(DataError, match="image 'a': wanted sides up to 9268 pixels"):
         build_items(folder, ["a"], progress=False)
+
+
+def test_check_names_all_images_too_large_to_pad(tmp_path: Path) -> None:
+    folder = VocFolder(write_voc(tmp_path / "voc", {"a": [1], "b": [1], "c": [1]}))
+    for name, width in (("a", 11_585), ("b", 11_586)):
+        Image.fromarray(np.zeros((4, width, 3), np.uint8)).save(tmp_path / f"voc/JPEGImages/{name}.png")
+        save_grey(np.ones((4, width), np.uint8), tmp_path / f"voc/SegmentationClass/{name}.png")
+    ids = folder.ids("all")
+    one = r"^1 of 3 images .*b\.png: wanted sides up to 11585 pixels for training, got 11586x4$"
+    with pytest.raises(DataError, match=one):
+        check_files(pairs_of(folder, ids, masks=False), 3, progress=False)
+    with pytest.raises(DataError, match=r"^2 of 3 images .*a\.png: wanted sides up to 9268 .*b\.png: wanted sides"):
+        check_files(pairs_of(folder, ids, masks=True), 3, progress=False)
+
+
+def test_check_names_all_images_that_a_list_has_windows_outside_of(tmp_path: Path) -> None:
+    folder = VocFolder(write_voc(tmp_path / "voc", {"a": [1], "b": [1], "c": [1]}))
+    items = [
+        WindowItem(f"JPEGImages/{name}.png", f"SegmentationClass/{name}.png", window, (0,))
+        for name, window in (("a", (31, 23, 99, 99)), ("b", (32, 0, 40, 9)), ("a", (0, 0, 9, 9)), ("c", (0, -9, 9, -1)))
+    ]
+    check_items(folder.root, [items[0], items[2]], 3, progress=False)
+    outside = r"lies outside the image of 32x24 pixels"
+    with pytest.raises(DataError, match=rf"^2 of 3 .*b\.png: window \(32, .*{outside}.*c\.png: window .*{outside}"):
+        check_items(folder.root, items, 3, progress=False)
+    (tmp_path / "voc/SegmentationClass/a.png").write_bytes(b"")
+    with pytest.raises(DataError, match=r"^1 of 1 images .*SegmentationClass/a\.png: cannot be read"):
+        check_items(str(folder.root), [items[0]], 3, progress=False)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ ORDER = [
     "errors", "threads", "distributed", "config", "labels", "files", "images", "drawing", "packing", "plan",
     "reference", "dense_ops", "training_ops", "training_ops_cuda", "ops", "info", "captured", "runtime", "segmentation",
     "network", "folding", "image_part", "engine", "caffemodel", "release", "vgg", "weights", "evaluate",
-    "data.voc", "data.check", "data.tags", "data.few", "data.windows", "data.items", "data.datasets", "data.synthetic",
+    "data.voc", "data.tags", "data.few", "data.windows", "data.check", "data.items", "data.datasets", "data.synthetic",
     "data.matfile", "data.sbd", "data",
     "training.recipe", "training.loss", "training.solver", "training.bn", "training.checkpoint", "training.curves",
     "training.board", "training.validation", "training.share", "training.loop", "training.before",

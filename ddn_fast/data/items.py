@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ..config import TRAIN_MEAN_BGR
 from ..errors import DataError
 from ..images import VOID
-from .windows import Window, check_window
+from .windows import Window, visible_part
 
 NEW_SIDE = 350  # side a window is resized to; the sample is a crop of SPEC's 320 from it
 
@@ -105,12 +105,8 @@ def jittered_window(
 def _resized_window(
     image: NDArray[np.uint8], window: Window, new_side: int, fill: int, interpolation: int
 ) -> NDArray[np.uint8]:
-    check_window(window)
     x1, y1, x2, y2 = window
-    height, width = image.shape[:2]
-    left, top, right, bottom = max(x1, 0), max(y1, 0), min(x2, width - 1), min(y2, height - 1)
-    if left > right or top > bottom:
-        raise DataError(f"window {window}: lies outside the image of {width}x{height} pixels (width x height)")
+    left, top, right, bottom = visible_part(window, image.shape[:2])
     crop: NDArray[Any] = image[top : bottom + 1, left : right + 1]
     if (left, top, right, bottom) != window:
         borders = (top - y1, y2 - bottom, left - x1, x2 - right)

@@ -86,9 +86,7 @@ def build_items(
     empty = 0
     for image_id in tqdm(ids, desc="windows", unit="image", disable=not progress, leave=False):
         mask = folder.mask(image_id, check_size=True)
-        if max(mask.shape) ** 2 * MAX_SHARE**2 > MAX_AREA:
-            limit = int(MAX_AREA**0.5 / MAX_SHARE)
-            raise DataError(f"image {image_id!r}: wanted sides up to {limit} pixels for training, got {mask.shape}")
+        check_padded(mask.shape[:2], MAX_SHARE, f"image {image_id!r}")
         mask_path = folder.mask_path(image_id)
         assert mask_path is not None
         image, target = folder.relative(folder.image_path(image_id)), folder.relative(mask_path)
@@ -227,6 +225,24 @@ def check_window(window: Window) -> None:
     width, height = x2 - x1 + 1, y2 - y1 + 1
     if max(width, height) > MAX_SIDE or width * height > MAX_AREA:
         raise DataError(f"window {window}: wanted sides up to {MAX_SIDE} and {MAX_AREA} pixels, got {width}x{height}")
+
+
+def check_padded(size: tuple[int, int], share: float, what: str) -> None:
+    """DataError where a window of `share` times the longer side of an image (height, width) is too large to crop."""
+    limit = int(MAX_AREA**0.5 / share)
+    if max(size) > limit:
+        raise DataError(f"{what}: wanted sides up to {limit} pixels for training, got {size[1]}x{size[0]}")
+
+
+def visible_part(window: Window, size: tuple[int, int]) -> Window:
+    """What of a window lies in an image of ``size`` (height, width); DataError where nothing does."""
+    check_window(window)
+    x1, y1, x2, y2 = window
+    height, width = size
+    left, top, right, bottom = max(x1, 0), max(y1, 0), min(x2, width - 1), min(y2, height - 1)
+    if left > right or top > bottom:
+        raise DataError(f"window {window}: lies outside the image of {width}x{height} pixels (width x height)")
+    return left, top, right, bottom
 
 
 def _raw_lines(path: Path) -> Iterator[tuple[int, bytes]]:
