@@ -157,6 +157,17 @@ def test_masks_without_any_class_are_a_named_error(tmp_path: Path, label: int) -
         build_items(folder, ["a"], progress=False)
 
 
+def test_binary_masks_are_told_that_255_is_void(tmp_path: Path) -> None:
+    hint = "255 is void, the first class is label 1"
+    mask = np.zeros((8, 8), np.uint8)
+    with pytest.raises(DataError) as caught:
+        build_items(one_mask_folder(tmp_path / "empty", mask), ["a"], progress=False)
+    assert hint not in str(caught.value)
+    mask[2:5] = 255
+    with pytest.raises(DataError, match=hint):
+        build_items(one_mask_folder(tmp_path / "binary", mask), ["a"], progress=False)
+
+
 def test_unusable_images_are_named_errors(tmp_path: Path) -> None:
     folder = VocFolder(write_voc(tmp_path / "voc", {"a": [1], "b": None}))
     with pytest.raises(DataError, match="'b' has no mask"):
@@ -225,6 +236,22 @@ def test_items_survive_a_round_trip_through_a_list(tmp_path: Path) -> None:
     items = build_items(folder, ["a", "b"], windows_per_subset=5, progress=False)
     write_list(tmp_path / "list.txt", items, len(CLASSES))
     assert read_list(tmp_path / "list.txt", len(CLASSES)) == items
+
+
+def test_paths_with_colons_survive_a_list_and_drives_do_not(tmp_path: Path) -> None:
+    items = [WindowItem("JPEGImages/shot 12:30.jpg", "masks/c:d.png", (0, 0, 1, 1), (0,))]
+    write_list(tmp_path / "list.txt", items, 3)
+    assert read_list(tmp_path / "list.txt", 3) == items
+    assert "/JPEGImages/shot%2012%3A30.jpg /masks/c%3Ad.png " in (tmp_path / "list.txt").read_text()
+    for bad in ("/c%3A/a.png", "./c%3aa.png", "c%3A%5Ca.png", "/JPEGImages/a%5Cb.png"):
+        (tmp_path / "bad.txt").write_text(f"{bad} /m.png 0 0 1 1 1 0 0\n")
+        with pytest.raises(DataError, match=r"bad\.txt:1: wanted a path inside"):
+            read_list(tmp_path / "bad.txt", 3)
+
+
+def test_byte_order_mark_is_no_part_of_a_list(tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_bytes(b"\xef\xbb\xbf" + f"{GOOD}\n".encode())
+    assert read_list(tmp_path / "list.txt", 3) == [WindowItem("i.png", "m.png", (0, 0, 9, 9), (0,))]
 
 
 def test_paths_with_spaces_survive_a_list(tmp_path: Path) -> None:

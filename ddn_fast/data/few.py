@@ -68,5 +68,5 @@ def _choose(tags: Mapping[str, NDArray[np.int8]], classes: Sequence[str], k: int
             f"wanted {k} masked images for each class, took all that were left for {', '.join(short)}", stacklevel=3
         )
     if not taken:
-        raise DataError("no masked image holds any class")
+        raise DataError("no masked image holds any class: of labels, 0 is background, 255 void, 1 the first class")
     return sorted(taken)

@@ -6,13 +6,14 @@ component of a class's mask; windows are drawn around those.
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import itertools
 import logging
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from urllib.parse import quote, unquote
 
 import cv2
@@ -22,6 +23,7 @@ from tqdm import tqdm
 
 from ..errors import DataError
 from ..files import write_atomic
+from ..images import VOID
 from .tags import mask_classes
 from .voc import VocFolder
 
@@ -83,7 +85,7 @@ def build_items(
     """
     _check_counts(seed, windows_per_subset, max_subsets)
     items: list[WindowItem] = []
-    empty = 0
+    empty, void = 0, False
     for image_id in tqdm(ids, desc="windows", unit="image", disable=not progress, leave=False):
         mask = folder.mask(image_id, check_size=True)
         check_padded(mask.shape[:2], MAX_SHARE, f"image {image_id!r}")
@@ -93,6 +95,7 @@ def build_items(
         rng = _image_rng(seed, image_id)
         subsets = class_subsets(mask_classes(mask), max_subsets, rng)
         empty += not subsets
+        void = void or (not subsets and bool((mask == VOID).any()))
         objects = {number: object_boxes(mask, number) for subset in subsets for number in subset}
         for subset in subsets:
             boxes = [objects[number] for number in subset]
@@ -101,7 +104,8 @@ def build_items(
     if empty:
         _log.info("%d of %d masks hold no class and give no items", empty, len(ids))
     if not items:
-        raise DataError(f"{folder.root}: none of the {len(ids)} masks holds a class, so there are no items")
+        hint = f": they hold 0 and {VOID} only; {VOID} is void, the first class is label 1" if void else ""
+        raise DataError(f"{folder.root}: none of the {len(ids)} masks holds a class, so there are no items{hint}")
     return items
 
 
@@ -188,9 +192,9 @@ def read_list(path: str | Path, num_classes: int) -> list[WindowItem]:
     """Items of a list file: in each line image, mask, x1 y1 x2 y2 and L subset flags, separated by spaces.
 
     The two paths start at the dataset folder, with or without a slash before them; a space in them is %20, a percent
-    sign %25, as in addresses. This is, but for that, the form of the lists that the authors' program reads. Raises
-    DataError naming the first line that has another form, a path that leaves the folder, an impossible window, or an
-    empty subset.
+    sign %25, a colon %3A, as in addresses. This is, but for that, the form of the lists that the authors' program
+    reads. Raises DataError naming the first line that has another form, a path that leaves the folder, an impossible
+    window, or an empty subset.
     """
     path = Path(path)
     items: list[WindowItem] = []
@@ -257,6 +261,8 @@ def _raw_lines(path: Path) -> Iterator[tuple[int, bytes]]:
                 if len(raw) > _MAX_LINE_BYTES or total > _MAX_LIST_BYTES:
                     limits = f"lines up to {_MAX_LINE_BYTES} and a file up to {_MAX_LIST_BYTES} bytes"
                     raise DataError(f"{path}:{number}: wanted {limits}")
+                if number == 1:
+                    raw = raw.removeprefix(codecs.BOM_UTF8)
                 if raw.strip():
                     yield number, raw
     except OSError as error:
@@ -283,15 +289,16 @@ def _parse_line(raw: bytes, num_classes: int) -> WindowItem:
 
 
 def _quoted(path: str) -> str:
-    return "".join(quote(char) if char.isspace() or char == "%" else char for char in _inside(path))
+    return "".join(quote(char) if char.isspace() or char in "%:" else char for char in _inside(path))
 
 
 def _inside(path: str) -> str:
     """The path without leading slashes; DataError when it would leave the folder it starts from."""
     parts = PurePosixPath(path.lstrip("/")).parts
-    if not parts or ".." in parts or any(char in path for char in "\\:\0"):
+    inside = "/".join(parts)
+    if not parts or ".." in parts or any(char in path for char in "\\\0") or PureWindowsPath(inside).drive:
         raise DataError(f"wanted a path inside the dataset folder, got {path!r}")
-    return "/".join(parts)
+    return inside
 
 
 def _sample(values: Sequence[int], count: int, rng: np.random.Generator) -> tuple[int, ...]:
