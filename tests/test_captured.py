@@ -59,6 +59,27 @@ def test_later_calls_change_no_earlier_result_and_no_argument() -> None:
         assert torch.equal(given[seed][0], arguments(6, seed)[0])
 
 
+def test_arguments_of_another_form_are_recorded_anew() -> None:
+    recorder = Replays()
+    captured = Captured(lambda x, y: x[0] - y[0], recorder)
+    a, b, c = torch.randn(3, 4, 4, generator=torch.Generator().manual_seed(0))
+    for _ in range(2):
+        assert torch.equal(captured((a, b), c), a - c[0])
+        assert torch.equal(captured(a, (b, c)), a[0] - b)
+    assert (recorder.recorded, recorder.replayed) == (2, 4)
+
+
+def test_each_thread_of_a_stream_of_its_own_has_its_own_recordings() -> None:
+    recorder = Replays()
+    captured = Captured(work, recorder)
+    equal(captured(*arguments(3)), work(*arguments(3)))
+    other = threading.Thread(target=captured, args=arguments(3))
+    other.start()
+    other.join()
+    equal(captured(*arguments(3)), work(*arguments(3)))
+    assert (recorder.recorded, recorder.replayed) == (2, 3)
+
+
 def test_arguments_may_have_any_strides() -> None:
     captured = Captured(work, Replays())
     x, pair = arguments(4)
@@ -194,6 +215,16 @@ def test_after_a_recording_that_the_device_refused_others_are_recorded(monkeypat
         assert torch.equal(good(torch.ones(2)), torch.full((2,), 2.0))
     assert (recordings(refused), recordings(good)) == (0, 1)
     assert not allocator.recorded_to
+
+
+def test_recordings_of_one_place_share_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    allocator = Allocator(monkeypatch)
+    graphs = CudaGraphs(torch.device("cuda", 0))
+    for captured in (Captured(lambda x: x + 1, graphs), Captured(lambda x: x * 2, graphs)):
+        for rows in (2, 3):
+            captured(torch.ones(rows))
+        assert recordings(captured) == 2
+    assert allocator.pools == 1
 
 
 def test_an_error_of_the_function_itself_is_raised() -> None:

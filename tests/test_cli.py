@@ -146,6 +146,18 @@ def test_resume_runs_only_what_is_missing_and_keeps_names(weights, photos, tmp_p
     assert all(after[image] == name for image, name in before.items())
 
 
+def test_resume_ends_a_last_line_that_lacks_its_end(weights, photos, tmp_path):
+    out = tmp_path / "out"
+    assert predict(weights, out, photos) == 0
+    written = (out / "scores.jsonl").read_bytes()
+    first, *_, last = records(out)
+    (out / "scores.jsonl").write_bytes(written.removesuffix(b"\n"))
+    (out / first["mask"]).unlink()
+    assert predict(weights, out, photos, "--resume") == 0
+    assert last in records(out)
+    assert sorted(record["image"] for record in records(out)) == sorted(map(str, find_images([photos])))
+
+
 def test_interrupted_run_leaves_whole_files_and_can_resume(weights, photos, tmp_path, monkeypatch):
     out = tmp_path / "out"
     first, second, _ = find_images([photos])

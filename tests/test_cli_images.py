@@ -149,6 +149,14 @@ def test_parts_are_disjoint_complete_and_stay_when_images_are_added(tmp_path):
     assert all(old <= new for old, new in zip(before, after, strict=True))
 
 
+def test_parts_are_those_of_earlier_versions():
+    """A run in parts may go on with another version."""
+    for name, of_eight, of_three in (("a", 7, 1), ("b", 7, 2), ("ä", 3, 3)):
+        path = f"/data/photos/{name}.jpg"
+        assert [k for k in range(1, 9) if path in Part(k, 8)] == [of_eight]
+        assert [k for k in range(1, 4) if path in Part(k, 3)] == [of_three]
+
+
 def test_parts_together_write_what_one_run_writes_each_into_its_folder(weights, photos, tmp_path, capsys):
     assert predict(weights, tmp_path / "whole", photos, "--batch-size", 1) == 0
     out = tmp_path / "out"
@@ -220,6 +228,16 @@ def test_a_folder_that_cannot_be_read_is_left_out_with_a_warning(photos, monkeyp
     monkeypatch.setattr(os, "scandir", refuses)
     with pytest.warns(UserWarning, match=r"sub: Permission denied; what is in it is left out"):
         assert find_images([photos]) == [photos / name for name in ("a.png", "b.png", "c.png")]
+
+
+def test_a_link_is_an_image_of_its_own(weights, tmp_path):
+    root, out = tmp_path / "photos", tmp_path / "out"
+    root.mkdir()
+    write_image(root / "a.png", 1, 20, 24)
+    (root / "b.png").symlink_to("a.png")
+    assert predict(weights, out, root) == 0
+    assert [record["image"] for record in records(out)] == [str(root / "a.png"), str(root / "b.png")]
+    assert (out / "masks/a.png").read_bytes() == (out / "masks/b.png").read_bytes()
 
 
 def test_images_below_a_folder_come_in_the_order_of_their_paths(tmp_path):

@@ -381,6 +381,16 @@ def test_no_sum_of_whole_numbers_overflows(inputs: int, isa: str) -> None:
     assert error(got, wanted) < 1e-3 * float(wanted.abs().max())
 
 
+@pytest.mark.parametrize("odd", [0, 32])
+def test_rounding_takes_no_sum_of_whole_weights_too_far(odd: int) -> None:
+    """Where all inputs have one weight, all are rounded the same way: by 32 together at worst."""
+    weight = torch.ones(96, 128, 3, 3) * (1 + torch.arange(96) / 96)[:, None, None, None]
+    weight[:, :odd] *= -1.25
+    whole = pack_conv3x3(weight, "winograd_int16")[:, :, :, :-1].long()  # [O/32,6,6,C/2,32,2]
+    sums = whole.abs().unflatten(3, (2, 32)).sum((4, 6))
+    assert 65000 < int(sums.max()) <= 65535
+
+
 def test_a_tile_of_small_values_is_as_exact_as_one_of_large_ones(isa: str) -> None:
     """Scales are a tile's own."""
     case = make(Stage(1, (40, 32), 16, 16), "winograd_int16")

@@ -110,6 +110,18 @@ def test_cache_spares_unchanged_masks_only(root: Path, tmp_path: Path, reads: li
     assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".json"]
 
 
+def test_cache_keeps_what_it_knew_when_one_mask_changes(root: Path, tmp_path: Path, reads: list[str]) -> None:
+    def run() -> list[str]:
+        reads.clear()
+        tags_from_masks(VocFolder(root), ["a", "b", "d"], cache_dir=tmp_path / "cache", progress=False)
+        return list(reads)
+
+    assert run() == ["a", "b", "d"]
+    save_grey(mask_of([3, 1, 2]), root / "SegmentationClass/a.png")
+    assert run() == ["a"]
+    assert run() == []
+
+
 @pytest.mark.parametrize(
     "damage",
     [
@@ -250,6 +262,17 @@ def test_few_takes_k_images_for_each_class() -> None:
     assert {name for name in chosen if TAGS[name][2]} == {name for name in TAGS if TAGS[name][2]}  # rarest: all six
     counts = sum(TAGS[name].astype(int) for name in chosen)
     assert (counts >= 6).all()
+
+
+@pytest.mark.parametrize("rare", [0, 1])
+def test_few_serves_the_rarest_class_first(rare: int) -> None:
+    """Else the common class may take the one image that holds the rare one."""
+    common = [int(number != rare) for number in range(2)]
+    few = {name: np.array(vector, np.int8) for name, vector in (("a", [1, 1]), ("b", common), ("c", common))}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = {tuple(choose_few(few, ("cat", "dog"), 1, seed)) for seed in range(21)}
+    assert found == {("a", "b"), ("a", "c")}
 
 
 def test_few_counts_an_image_only_for_the_class_it_was_taken_for() -> None:

@@ -107,6 +107,22 @@ def test_windows_meet_their_subset_and_stay_near_the_image(height: int, width: i
                 assert y2 + 1 >= box[3]
 
 
+@pytest.mark.parametrize("size", [(400, 400), (400, 100), (100, 400)])
+def test_windows_reach_every_length_and_aspect_and_go_no_further(size: tuple[int, int]) -> None:
+    """One side is the box's, up to twice as long; the other one follows from it by the aspect."""
+    width, height = size
+    box = (300.0, 300.0, 300.0 + width, 300.0 + height)
+    made = windows.subset_windows((1000, 1000), [[box]], 1000, rng())[1:]
+    assert len(made) > 900
+    lengths = np.array([(x2 - x1 + 1, y2 - y1 + 1) for x1, y1, x2, y2 in made], float)
+    own = ((lengths - 1) / size).min(1)  # less what rounding up may add
+    assert 1.9 < own.max() < 1 + 2 * windows.MARGIN
+    assert own.min() < 1.1
+    for one, other in (lengths.T, lengths.T[::-1]):
+        assert (one / other).max() > 1.3
+        assert ((one - 1) / other).max() < windows.MAX_ASPECT
+
+
 def test_items_cover_every_subset_with_square_and_windows(tmp_path: Path) -> None:
     folder = VocFolder(write_voc(tmp_path / "voc", {"a": [1], "b": [2, 3, 2], "c": None, "d": []}))
     items = build_items(folder, ["a", "b", "d"], windows_per_subset=2, progress=False)

@@ -399,6 +399,16 @@ def test_legend_avoids_the_labelled_corner_and_is_left_out_where_it_cannot_fit()
     assert overlay(one, np.ones((1, 1), np.uint8), [(1, "cat")]).shape == (1, 1, 3)
 
 
+@pytest.mark.parametrize(
+    ("height", "width", "legend"),
+    [(60, 200, [(1, 20 * "long ")]), (200, 60, [(1, 20 * "long ")]), (60, 200, 10 * [(1, "cat")])],
+)
+def test_a_legend_that_fits_one_way_only_is_left_out(height, width, legend):
+    image, mask = random_image(8, height, width), np.zeros((height, width), np.uint8)
+    mask[20:40, 20:40] = 1
+    assert np.array_equal(overlay(image, mask, legend), overlay(image, mask))
+
+
 def test_overlay_of_another_size_is_a_named_error():
     with pytest.raises(InputError, match=r"wanted uint8 \[4, 5\]"):
         overlay(random_image(1, 4, 5), np.zeros((5, 4), np.uint8))

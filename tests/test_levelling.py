@@ -123,3 +123,17 @@ def test_a_channel_that_is_a_constant_is_as_large_as_its_bias(monkeypatch: pytes
     levelled = error(net)
     monkeypatch.setattr(folding, "_level", unlevelled)
     assert error(net) > 5 * levelled
+
+
+@pytest.mark.parametrize("dead", ["unread", "of size 0"])
+def test_dead_channels_do_not_change_the_level_of_live_ones(dead: str) -> None:
+    generator = torch.Generator().manual_seed(5)
+    weight = 2.0**-30 * torch.randn(8, 12, 3, 3, generator=generator, dtype=torch.float64)
+    size = 2.0 ** torch.arange(12, dtype=torch.float64)
+    wanted = folding._level(weight[:, 4:], size[4:])
+    if dead == "unread":
+        weight[:, :4] = 0
+    else:
+        size[:4] = 0
+    assert len(wanted.unique()) > 2
+    assert torch.equal(folding._level(weight, size)[4:], wanted)

@@ -57,6 +57,16 @@ def test_sigmoids_that_underflow_are_exact_zeros() -> None:
         assert labels[:2].unique().tolist() == [2]
 
 
+def test_the_smallest_scores_are_told_from_none() -> None:
+    """From -88 to where float32 overflows, a class's score is small, but more than that of a background without any."""
+    for low in (-88.1, -88.3, -88.7):
+        difference = torch.full((3, 4, 4), low)
+        difference[0], difference[1] = 200.0, -200.0
+        labels = ops.merge_scores(difference, 2, 4, [4, 4])
+        assert labels.unique().tolist() == [2]
+        assert torch.equal(labels, reference.merge_scores(difference.double(), 2, 4, [4, 4]))
+
+
 def test_first_of_equal_scores_wins() -> None:
     difference = torch.zeros(4, 6, 6)
     assert not ops.merge_scores(difference, 3, 9, [9, 8]).any()

@@ -97,3 +97,22 @@ def test_closing_waits_for_what_has_begun() -> None:
     threading.Timer(0.05, release.set).start()
     results.close()
     assert ended.is_set()
+
+
+def test_closing_leaves_out_what_has_not_begun() -> None:
+    begun: list[int] = []
+    second_has, release = threading.Event(), threading.Event()
+
+    def work(item: int) -> int:
+        begun.append(item)
+        if item == 1:
+            second_has.set()
+            assert release.wait(20)
+        return item
+
+    results = in_order(work, range(10), threads=1, ahead=5)
+    assert next(results) == 0
+    assert second_has.wait(20)
+    threading.Timer(0.3, release.set).start()
+    results.close()
+    assert begun == [0, 1]
