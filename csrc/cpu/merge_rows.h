@@ -117,7 +117,7 @@ struct Merge {
     }
   }
 
-  // Labels of row y of the result: the first of the largest scores. NaN beats everything and is no label of its own.
+  // Labels of row y of the result: the first of the largest scores. NaN is in all planes, as in their sum: background.
   void labels(int64_t y) const {
     const int64_t* index = indices(y);
     const T* weight = weights(y);
@@ -137,7 +137,7 @@ struct Merge {
       for (int64_t x = 0; x < p.width; ++x) {
         const bool above = (v[x] > most[x]) | (k == 0);
         name[x] = above ? static_cast<Name>(k) : name[x];
-        most[x] = (above | (v[x] != v[x])) ? v[x] : most[x];
+        most[x] = above ? v[x] : most[x];
       }
     }
     for (int64_t x = 0; x < p.width; ++x) label[x] = static_cast<uint8_t>(name[x]);
