@@ -334,7 +334,7 @@ def _not_finite(tensors: dict[str, Tensor]) -> list[str]:
 @contextlib.contextmanager
 def _beside(path: Path) -> Iterator[Path]:
     """A name in the folder of `path` to write under; whatever still stands there at the end is removed."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")  # as remove_leftovers knows it
     try:
         yield temporary
     finally:

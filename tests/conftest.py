@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -84,3 +85,12 @@ def generated(tmp_path_factory: pytest.TempPathFactory) -> VocFolder:
     settings = Settings(sides=(64, 80), objects=(1, 2), clutter=(0, 2))
     generate(root, train=12, closeups=12, val=4, seed=5, settings=settings, workers=1, progress=False)
     return VocFolder(root)
+
+
+@pytest.fixture
+def small(generated: VocFolder, tmp_path: Path) -> VocFolder:
+    """A copy of the generated folder that a test may change."""
+    from ddn_fast.data.voc import VocFolder
+
+    shutil.copytree(generated.root, tmp_path / "voc")
+    return VocFolder(tmp_path / "voc")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_training import NETWORK, assert_same_run, fresh_net, read_checkpoint, read_log, tiny_recipe
+from tiny_training import NETWORK, assert_same_run, fresh_net, read_checkpoint, read_log, stage_1, stage_2
 from voc_writer import save_grey
 
 import ddn_fast
@@ -23,10 +22,9 @@ from ddn_fast.errors import CheckpointError, ConfigError, DataError, InputError,
 from ddn_fast.network import BatchNorm, DecoupledNet
 from ddn_fast.training import classifier, loop, segmenter
 from ddn_fast.training.bn import add_batch_norm
-from ddn_fast.training.classifier import train_classifier
 from ddn_fast.training.loop import CHECKPOINT, CURVES, Run
 from ddn_fast.training.loss import segmentation_loss
-from ddn_fast.training.segmenter import frozen_part, frozen_plain, train_segmenter, training_scores
+from ddn_fast.training.segmenter import frozen_part, frozen_plain, training_scores
 from ddn_fast.weights import read_metadata
 
 Train = Callable[..., DecoupledNet]
@@ -39,26 +37,7 @@ class StoppedError(Exception):
 @pytest.fixture(autouse=True)
 def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
     """The picture of the curves has a test of its own."""
-    for module in (loop, classifier, segmenter):
-        monkeypatch.setattr(module, "draw_curves", lambda entries, path: False)
-
-
-@pytest.fixture
-def small(generated: VocFolder, tmp_path: Path) -> VocFolder:
-    """A copy of the generated folder that a test may change."""
-    shutil.copytree(generated.root, tmp_path / "voc")
-    return VocFolder(tmp_path / "voc")
-
-
-def stage_1(folder: VocFolder, out: Path, values: dict[str, Any] | None = None, **options: Any) -> DecoupledNet:
-    recipe = tiny_recipe("classifier", **{"batch_norm": True, "dropout": 0.5, **(values or {})})
-    return train_classifier(folder, out, recipe, **{"workers": 0, "progress": False, **options})
-
-
-def stage_2(folder: VocFolder, out: Path, values: dict[str, Any] | None = None, **options: Any) -> DecoupledNet:
-    recipe = tiny_recipe("segmenter", **{"masks_per_class": 1, **(values or {})})
-    init = options.pop("init", None) or fresh_net(folder.classes)
-    return train_segmenter(folder, out, recipe, init=init, **{"workers": 0, "progress": False, **options})
+    monkeypatch.setattr(loop, "draw_curves", lambda entries, path: False)
 
 
 STAGES = pytest.mark.parametrize("train", [stage_1, stage_2])
@@ -108,8 +87,7 @@ def straight(
     """A stage, and the folder of a run of it that was never interrupted."""
     out = tmp_path_factory.mktemp("straight")
     with pytest.MonkeyPatch.context() as patch:
-        for module in (loop, classifier, segmenter):
-            patch.setattr(module, "draw_curves", lambda entries, path: False)
+        patch.setattr(loop, "draw_curves", lambda entries, path: False)
         request.param(generated, out, values)
     return request.param, out
 
@@ -474,7 +452,7 @@ def test_list_of_windows_with_classes_out_of_range_is_refused(
 
 
 def test_network_larger_than_the_resized_images_is_refused(generated: VocFolder, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="side <= new_side, got 64, 60"):
+    with pytest.raises(ConfigError, match="resize: wanted at least the network's side 64, got 60"):
         stage_1(generated, tmp_path, {"resize": 60})
 
 
@@ -508,10 +486,11 @@ def test_curves_are_drawn_at_checkpoints_of_a_run_that_takes_its_time(
     drawn: list[tuple[Path, int]] = []
     monkeypatch.setattr(loop, "draw_curves", lambda log, path: drawn.append((path, log[-1]["iteration"])))
     stage_1(generated, tmp_path / "quick")
-    assert drawn == []
+    assert drawn == [(tmp_path / "quick" / CURVES, 6)]  # at the end
     monkeypatch.setattr(loop, "DRAW_EVERY", 0.0)
     stage_1(generated, tmp_path)
-    assert drawn == [(tmp_path / CURVES, 2), (tmp_path / CURVES, 6)]  # checkpoints after 3 and 6, a log every 2
+    steps = 2, 6, 6  # checkpoints after 3 and 6, a log every 2, the end
+    assert drawn[1:] == [(tmp_path / CURVES, step) for step in steps]
 
 
 def test_a_network_to_start_from_is_not_of_another_shape_than_the_recipe_wants(
@@ -578,7 +557,7 @@ def test_a_negative_number_of_workers_is_an_error_before_anything_is_written(
 ) -> None:
     with pytest.raises(InputError, match="workers"):
         stage_1(generated, tmp_path / "out", workers=-1)
-    assert not (tmp_path / "out").exists()
+    assert not list((tmp_path / "out").iterdir())
 
 
 @pytest.mark.parametrize("half", [False, True])

@@ -12,9 +12,12 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from ddn_fast.config import NetConfig
+from ddn_fast.data.voc import VocFolder
 from ddn_fast.network import DecoupledNet
+from ddn_fast.training.classifier import train_classifier
 from ddn_fast.training.loop import CHECKPOINT, LOG, Run
 from ddn_fast.training.recipe import Recipe, from_dict
+from ddn_fast.training.segmenter import train_segmenter
 from ddn_fast.training.solver import MomentumSGD
 
 NETWORK = {"side": 64, "widths": [4, 5, 6, 7, 8], "fc": 12, "bridge": 10, "fc_kernel": 1}
@@ -132,3 +135,16 @@ def stop_at(run: Run, iteration: int) -> Run:
 
     run._step = stopping  # type: ignore[method-assign]
     return run
+
+
+def stage_1(folder: VocFolder, out: Path, values: dict[str, Any] | None = None, **options: Any) -> DecoupledNet:
+    """Train a narrow network's encoder and head."""
+    recipe = tiny_recipe("classifier", **{"batch_norm": True, "dropout": 0.5, **(values or {})})
+    return train_classifier(folder, out, recipe, **{"workers": 0, "progress": False, **options})
+
+
+def stage_2(folder: VocFolder, out: Path, values: dict[str, Any] | None = None, **options: Any) -> DecoupledNet:
+    """Train its bridge and decoder, of `init` or a fresh one."""
+    recipe = tiny_recipe("segmenter", **{"masks_per_class": 1, **(values or {})})
+    init = options.pop("init", None) or fresh_net(folder.classes)
+    return train_segmenter(folder, out, recipe, init=init, **{"workers": 0, "progress": False, **options})

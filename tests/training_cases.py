@@ -17,7 +17,7 @@ from ddn_fast import distributed, ops
 from ddn_fast.data.datasets import ClassificationItems, SegmentationItems
 from ddn_fast.data.voc import VocFolder
 from ddn_fast.network import DecoupledNet
-from ddn_fast.training import classifier, segmenter
+from ddn_fast.training import classifier, loop, segmenter
 from ddn_fast.training.loop import Run
 from ddn_fast.training.trained_part import trained_scores
 
@@ -81,9 +81,8 @@ def in_float64() -> Iterator[None]:
                 return sample | {"data": sample["data"].double()}
 
             stack.enter_context(mock.patch.object(kind, "__getitem__", widened))
-        for module in (classifier, segmenter):
-            stack.enter_context(mock.patch.object(module.weights, "save", keep))
-            stack.enter_context(mock.patch.object(module, "draw_curves"))
+        stack.enter_context(mock.patch.object(loop.weights, "save", keep))
+        stack.enter_context(mock.patch.object(loop, "draw_curves"))
         yield
 
 

@@ -24,16 +24,19 @@ def pairs_of(folder: VocFolder, ids: Sequence[str], masks: bool) -> list[Pair]:
     return [(folder.image_path(name), folder.mask_path(name) if masks else None) for name in ids]
 
 
-def check_files(pairs: Sequence[Pair], num_classes: int, progress: bool = True) -> None:
+def check_files(pairs: Sequence[Pair], num_classes: int, progress: bool = True, padded: bool = True) -> None:
     """Decode every image and mask, by a thread a core; DataError names those that training could not use.
 
-    A mask must have its image's size and labels 0 to `num_classes` and 255 (see :meth:`VocFolder.mask`). The square an
-    image is padded to must not be too large, nor the windows that :func:`build_items` draws where there is a mask.
+    A mask must have its image's size and labels 0 to `num_classes` and 255 (see :meth:`VocFolder.mask`). Of images that
+    are trained on (`padded`) the square must not be too large, nor the windows that :func:`build_items` draws where
+    there is a mask.
     """
 
     def check(pair: Pair) -> None:
         image, mask = pair
-        check_padded(_size(pair, num_classes), 1 if mask is None else MAX_SHARE, str(image))
+        size = _size(pair, num_classes)
+        if padded:
+            check_padded(size, 1 if mask is None else MAX_SHARE, str(image))
 
     _check_all(pairs, check, progress)
 

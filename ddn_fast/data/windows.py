@@ -31,6 +31,7 @@ Window = tuple[int, int, int, int]  # x1, y1, x2, y2: pixels from 0, the last on
 Box = tuple[float, float, float, float]  # the same corners while they are being moved, x2 and y2 exclusive
 
 MAX_SUBSETS = 15  # of one image by default: all subsets of up to four classes
+MAX_COUNT = 1000  # of an image's subsets, and of a subset's windows
 MAX_SIDE = 32767  # of a window; OpenCV counts rows and columns in 16 bits in places
 MAX_AREA = 1 << 27  # pixels of a window: 384 MiB of RGB
 
@@ -315,8 +316,8 @@ def _image_rng(seed: int, image_id: str) -> np.random.Generator:
 def _check_counts(seed: int, windows_per_subset: int, max_subsets: int) -> None:
     for name, value, low, high in (
         ("seed", seed, 0, 2**63 - 1),
-        ("windows_per_subset", windows_per_subset, 0, 1000),
-        ("max_subsets", max_subsets, 1, 1000),
+        ("windows_per_subset", windows_per_subset, 0, MAX_COUNT),
+        ("max_subsets", max_subsets, 1, MAX_COUNT),
     ):
         if not low <= value <= high:
             raise DataError(f"{name}: wanted {low} to {high}, got {value}")

@@ -3,27 +3,57 @@
 from __future__ import annotations
 
 import dataclasses
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from .. import distributed
 from ..config import NetConfig
-from ..data.check import Pair, check_files
+from ..data.check import Pair, check_files, check_items
 from ..data.voc import VocFolder
-from ..errors import ConfigError
+from ..data.windows import WindowItem
+from ..errors import ConfigError, InputError
 from .loop import CHECKPOINT
 from .recipe import NetworkShape, Recipe
 
 
-def check_data(pairs: Sequence[Pair], folder: VocFolder, out: Path, progress: bool) -> None:
-    """:func:`check_files` before a run begins; where `out` holds one it goes on, and has been there, or is refused."""
+def check_data(
+    pairs: Sequence[Pair],
+    folder: VocFolder,
+    out: Path,
+    progress: bool,
+    items: Sequence[WindowItem] = (),
+    validated: Sequence[Pair] = (),
+) -> None:
+    """Images trained on, windows of a list, images validated on; where `out` holds a run it has been here, or is
+    refused.
+    """
     with distributed.first_before_others():
         if not distributed.rank() and not (out / CHECKPOINT).is_file():
+            check_items(folder.root, items, folder.num_classes, progress)
             check_files(pairs, folder.num_classes, progress)
+            check_files(validated, folder.num_classes, progress, padded=False)
+
+
+def check_out(out: Path) -> None:
+    """Make the folder of a run; OSError, or InputError, where nothing could be written there."""
+    with distributed.first_before_others():
+        if distributed.rank():
+            return
+        out.mkdir(parents=True, exist_ok=True)
+        weights = out / "weights"
+        if weights.exists() and not weights.is_dir():
+            raise InputError(f"{weights}: wanted a folder for the trained network, got a file")
+        with tempfile.TemporaryFile(dir=out):
+            pass
 
 
 def check_network(recipe: Recipe, config: NetConfig) -> None:
-    """ConfigError where a recipe's ``[network]`` is not the network that training starts from."""
+    """ConfigError where a recipe's images are too small for the network that training starts from, or its
+    ``[network]`` is another.
+    """
+    if recipe.resize < config.side:
+        raise ConfigError(f"recipe: resize: wanted at least the network's side {config.side}, got {recipe.resize}")
     if recipe.network == NetworkShape():  # the recipe has none
         return
     wanted = dataclasses.asdict(recipe.network)

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from .. import distributed, ops, weights
+from .. import distributed, ops
 from ..config import NetConfig
 from ..data.check import pairs_of
 from ..data.datasets import ClassificationItems
-from ..data.tags import read_tags
+from ..data.tags import PRESENT, read_tags
 from ..data.voc import VocFolder
-from ..errors import WeightsError
+from ..errors import DataError, WeightsError
 from ..network import DecoupledNet
-from .before import check_data, check_network, check_stage
+from .before import check_data, check_network, check_out, check_stage
 from .bn import add_batch_norm, fold_batch_norm
-from .curves import draw_curves
-from .loop import CURVES, Batch, Run, default_workers
+from .loop import Batch, Run, default_workers
 from .loss import classification_loss
 from .recipe import Recipe
 from .solver import build_optimizer, train_only, trained_modules
@@ -62,6 +65,7 @@ def train_classifier(
     model = init or DecoupledNet(NetConfig(classes=folder.classes, **recipe.to_dict()["network"]))
     check_classes(model, folder)
     check_network(recipe, model.config)
+    check_out(Path(out))
     model.ops = ops
     if recipe.batch_norm:
         add_batch_norm(model)
@@ -74,6 +78,7 @@ def train_classifier(
     shows_progress = progress and not distributed.rank()
     with distributed.first_before_others():
         labels = read_tags(folder, split, tags, progress=shows_progress, cache_dir=out)
+    _check_tags(folder, [labels[name] for name in chosen])
     check_data(pairs_of(folder, chosen, masks=False), folder, Path(out), shows_progress)
     run = Run(
         recipe=recipe,
@@ -100,14 +105,27 @@ def train_classifier(
         tensorboard=tensorboard,
         description="stage 1: classifier",
     )
-    run.train(resume)
-    if recipe.batch_norm:
-        fold_batch_norm(model)
-    model.eval().requires_grad_(True)
-    if run.writes:
-        weights.save(model, run.out / "weights", {"stage": "classifier", "recipe": recipe.to_dict()})
-        draw_curves(run.log, run.out / CURVES)
+    with run.alone():
+        run.train(resume)
+        if recipe.batch_norm:
+            fold_batch_norm(model)
+        model.eval().requires_grad_(True)
+        run.finish({"stage": "classifier", "recipe": recipe.to_dict()})
     return model
+
+
+def _check_tags(folder: VocFolder, labels: Sequence[NDArray[np.int8]]) -> None:
+    """DataError where no image shows any class; a warning that names those which none shows."""
+    if not labels:
+        return  # is told elsewhere
+    shown = (np.stack(labels) == PRESENT).any(0)
+    if not shown.any():
+        raise DataError(
+            f"{folder.root}: by the tags of all {len(labels)} images no class is there; in masks 0 is background, "
+            "255 void, 1 the first class"
+        )
+    if missing := [name for name, there in zip(folder.classes, shown, strict=True) if not there]:
+        warnings.warn(f"no image shows {', '.join(missing)}: the network cannot learn that", stacklevel=3)
 
 
 def _loss(model: DecoupledNet, recipe: Recipe, batch: Batch) -> Tensor:

@@ -21,7 +21,7 @@ def draw_curves(entries: Sequence[dict[str, Any]], path: Path) -> bool:
         _log.warning("matplotlib is not installed: %s is not drawn (pip install 'ddn-fast[plots]')", path)
         return False
     steps = [entry for entry in entries if entry.get("loss") is not None]
-    checks = [entry for entry in entries if "mean_iu" in entry]
+    checks = [entry for entry in entries if entry.get("mean_iu") is not None]
     figure = Figure(figsize=(7, 4), layout="constrained")
     left = figure.subplots()
     left.plot([e["iteration"] for e in steps], [e["loss"] for e in steps], color="tab:blue", label="loss")

@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import json
 import math
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -21,9 +22,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from .. import _C, distributed, info
-from ..errors import CheckpointError, DDNError, DistributedError, DivergedError, InputError
-from ..files import remove_leftovers, write_atomic
+from .. import _C, distributed, info, weights
+from ..errors import CheckpointError, DataError, DDNError, DistributedError, DivergedError, InputError
+from ..files import alone_in, remove_leftovers, write_atomic
 from ..images import Array, save_image
 from ..network import DecoupledNet
 from .board import FOLDER as BOARD
@@ -132,6 +133,18 @@ class Run:
                 if _due(done, self.recipe.checkpoint_every) or last:
                     self.checkpoint(done)
 
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Inside, no other run writes to the folder; InputError where one does."""
+        with alone_in(self.out) if self.writes else contextlib.nullcontext():
+            yield
+
+    def finish(self, metadata: dict[str, Any]) -> None:
+        """Write ``out/weights`` and the last curves."""
+        if self.writes:
+            weights.save(self.model, self.out / "weights", metadata)
+            draw_curves(self.log, self.out / CURVES)
+
     def _without_gradients(self) -> contextlib.AbstractContextManager[None]:
         """Inside, gradients are not held beside the momentum, where the solver can do so and one process trains."""
         if self.share.size == 1 and isinstance(self.optimizer, MomentumSGD):
@@ -162,7 +175,8 @@ class Run:
         self._check_that_processes_agree(start)
         if self.writes:
             self.out.mkdir(parents=True, exist_ok=True)
-            remove_leftovers(self.out)
+            for folder in (self.out, *(path for path in self.out.iterdir() if path.is_dir())):
+                remove_leftovers(folder)
             if self.on_start:
                 self.on_start()
             self._write_log()
@@ -199,7 +213,7 @@ class Run:
         found = torch.zeros(2, recipe.accumulate, dtype=torch.float64, device=self.device)  # loss, whether there is one
         with distributed.alone() if share.whole else contextlib.nullcontext():
             for number in share.sub_batches:
-                batch = _next(batches)
+                batch = next(batches)
                 batch = {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
                     loss = self.loss(batch)
@@ -255,7 +269,7 @@ class Run:
 
 def batches_from(items: Dataset[Batch], samples: Iterable[range], workers: int) -> Iterator[Batch]:
     """A batch for each range of `samples`: sample n of a run is item n, so nothing drops or repeats."""
-    loader = DataLoader(
+    loader: DataLoader[Any] = DataLoader(
         items,
         batch_sampler=samples,  # type: ignore[arg-type]  # iterated once, and only iterated
         num_workers=workers,
@@ -268,17 +282,29 @@ def batches_from(items: Dataset[Batch], samples: Iterable[range], workers: int) 
     threads = cv2.getNumThreads()
     cv2.setNumThreads(1)
     try:
-        return iter(loader)
+        return _named(iter(loader))
     finally:
         cv2.setNumThreads(threads)
 
 
-def _next(batches: Iterator[Batch]) -> Batch:
-    """The next batch; an error of ours that came from a loader's process without the traceback it is wrapped in."""
+def _named(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """The batches; an error of ours from a loader's process without the traceback that it comes in, and what the
+    system does to such a process as one of ours.
+    """
     try:
-        return next(batches)
+        yield from batches
     except DDNError as error:
         raise type(error)(str(error).rpartition(f"{type(error).__name__}: ")[2].strip()) from None
+    except RuntimeError as error:
+        told = str(error).split("\n")[0]
+        if re.search(r"DataLoader worker \(pid.*(killed by signal|exited unexpectedly)", str(error)):
+            raise DataError(f"a process that loads images has ended, for want of memory perhaps: {told}") from error
+        if re.search(r"shared memory|\bshm\b", str(error)):
+            last = str(error).strip().split("\n")[-1]
+            raise DataError(
+                f"no room for batches in /dev/shm: give it more (docker --shm-size), or take --workers 0: {last}"
+            ) from error
+        raise
 
 
 def has_bfloat16(device: torch.device) -> bool:

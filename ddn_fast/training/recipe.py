@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from ..config import NetConfig
+from ..data.windows import MAX_COUNT
 from ..errors import ConfigError
 
 if sys.version_info >= (3, 11):
@@ -92,6 +93,11 @@ class Recipe:
         for name in ("lr", "gamma", "last_layer_lr"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ConfigError(f"{name}: wanted a positive number, got {getattr(self, name)}")
+        for name in ("windows_per_subset", "max_subsets"):
+            if getattr(self, name) > MAX_COUNT:
+                raise ConfigError(f"{name}: wanted at most {MAX_COUNT}, got {getattr(self, name)}")
+        if self.batch_norm and self.batch < 2:
+            raise ConfigError(f"batch: wanted at least 2 with batch_norm, got {self.batch}")
 
     @property
     def samples(self) -> int:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import math
 import os
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,23 +15,23 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .. import distributed, ops, weights
-from ..data.check import pairs_of
+from .. import distributed, ops
+from ..data.check import Pair, pairs_of
 from ..data.datasets import SegmentationItems
 from ..data.few import few_masks
 from ..data.voc import VocFolder, read_text
 from ..data.windows import WindowItem, build_items, read_list, write_list
+from ..errors import DataError
 from ..evaluate import Evaluation
 from ..files import write_atomic
 from ..folding import fold_image_part
 from ..image_part import ImagePart
 from ..info import cpu_isa
 from ..network import DecoupledNet
-from .before import check_data, check_network, check_stage
+from .before import check_data, check_network, check_out, check_stage
 from .bn import reestimate
 from .classifier import check_classes, data_identity
-from .curves import draw_curves
-from .loop import CHECKPOINT, CURVES, Batch, Run, batches_from, default_workers
+from .loop import CHECKPOINT, Batch, Run, batches_from, default_workers
 from .loss import segmentation_loss
 from .recipe import Recipe
 from .solver import build_optimizer, train_only, trained_modules
@@ -74,9 +76,12 @@ def train_segmenter(
     check_classes(init, folder)
     check_network(recipe, init.config)
     out, model = Path(out), init
+    check_out(out)
     model.ops = ops
     model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    ids, windows = _windows(folder, split, recipe, items, out, progress, resume)
+    validates = _has_masks(folder, val_split)
+    validated = pairs_of(folder, folder.masked_ids(val_split), masks=True) if validates and val_split else []
+    ids, windows = _windows(folder, split, recipe, items, out, progress, resume, validated)
     modules = trained_modules(model, "segmenter")
     train_only(model, modules)
 
@@ -92,11 +97,10 @@ def train_segmenter(
         result = evaluate(model, folder, val_split, progress=run.shows_progress and iteration == recipe.iterations)
         if run.writes:
             run.picture("validation", draw(model, folder, chosen_ids(folder, val_split)), iteration)
-        run.add({"iteration": iteration, "mean_iu": result.mean_iu})
+        run.add({"iteration": iteration, "mean_iu": None if math.isnan(result.mean_iu) else result.mean_iu})
         train_only(model, modules)
         return result
 
-    validates = _has_masks(folder, val_split)
     run = Run(
         recipe=recipe,
         model=model,
@@ -108,6 +112,7 @@ def train_segmenter(
             "network": model.config.to_dict(),
             "frozen": _digest(model.encoder, model.head),
             "data": data_identity(folder, split, [f"{i.image} {i.window} {i.subset}" for i in windows]),
+            "masks": _mask_digest(folder, windows),
         },
         validate=validate if validates else None,
         on_start=lambda: _write_windows(out, folder, ids, windows),
@@ -117,17 +122,28 @@ def train_segmenter(
         description="stage 2: segmenter",
     )
     frozen = frozen_part(model, run.half)
-    run.train(resume)
-    metadata: dict[str, Any] = {"stage": "segmenter", "recipe": recipe.to_dict()}
-    if validates:
-        metadata["validation"] = validate(recipe.iterations).to_dict()
-    else:
-        _reestimate(run, items_of, frozen)
-    model.eval().requires_grad_(True)
-    if run.writes:
-        weights.save(model, out / "weights", metadata)
-        draw_curves(run.log, out / CURVES)
+    with run.alone():
+        run.train(resume)
+        metadata: dict[str, Any] = {"stage": "segmenter", "recipe": recipe.to_dict()}
+        if validates:
+            metadata["validation"] = validate(recipe.iterations).to_dict()
+            del metadata["validation"]["confusion"]  # of 254 classes more than metadata may be
+        else:
+            _reestimate(run, items_of, frozen)
+        model.eval().requires_grad_(True)
+        run.finish(metadata)
     return model
+
+
+def _mask_digest(folder: VocFolder, windows: list[WindowItem]) -> str:
+    """Of the files of the masks that are used: a checkpoint must not go on with others."""
+    digest = hashlib.sha256()
+    for mask in dict.fromkeys(item.mask for item in windows):
+        try:
+            digest.update((folder.root / mask).read_bytes())
+        except OSError as error:
+            raise DataError(f"{folder.root / mask}: cannot read: {error.strerror or error}") from error
+    return digest.hexdigest()[:16]
 
 
 def _digest(*modules: torch.nn.Module) -> str:
@@ -186,17 +202,24 @@ def training_scores(
 
 
 def _windows(
-    folder: VocFolder, split: str, recipe: Recipe, items: Any, out: Path, progress: bool, resume: bool
+    folder: VocFolder,
+    split: str,
+    recipe: Recipe,
+    items: Any,
+    out: Path,
+    progress: bool,
+    resume: bool,
+    validated: list[Pair],
 ) -> tuple[list[str], list[WindowItem]]:
     """The images whose masks are used (unknown, so none, for a finished list), and the windows of them.
 
-    A run that goes on reads the list it wrote when it started: every mask again would take minutes.
+    The files of these, and of those `validated` on, are looked at. A run that goes on reads the list it wrote when it
+    started: every mask again would take minutes.
     """
     progress = progress and not distributed.rank()
     if items is not None:
         found = read_list(items, folder.num_classes)
-        pairs = dict.fromkeys((folder.root / item.image, folder.root / item.mask) for item in found)
-        check_data(list(pairs), folder, out, progress)
+        check_data([], folder, out, progress, found, validated)
         return [], found
     if resume and (out / CHECKPOINT).is_file() and (out / ITEMS).is_file() and (out / MASKS).is_file():
         return read_text(out / MASKS).split("\n")[:-1], read_list(out / ITEMS, folder.num_classes)
@@ -205,7 +228,9 @@ def _windows(
             ids = few_masks(folder, split, recipe.masks_per_class, recipe.seed, cache_dir=out, progress=progress)
     else:
         ids = list(folder.masked_ids(split))
-    check_data(pairs_of(folder, ids, masks=True), folder, out, progress)
+        if others := len(folder.ids(split)) - len(ids):
+            warnings.warn(f"{others} images of split {split!r} have no mask and are not used", stacklevel=4)
+    check_data(pairs_of(folder, ids, masks=True), folder, out, progress, validated=validated)
     windows = build_items(
         folder, ids, seed=recipe.seed, windows_per_subset=recipe.windows_per_subset, max_subsets=recipe.max_subsets,
         progress=progress,
