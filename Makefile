@@ -34,7 +34,8 @@ experiment: build
 	$(BIN)/python benchmarks/few_shot.py --out runs/few_shot --keep
 	$(BIN)/python benchmarks/readme.py
 
-# Every op and the whole network against stock PyTorch; JSON, plots and README's tables (about half an hour on 2 cores).
+# Every op and the whole network against stock PyTorch; JSON, plots, and README's tables of those (about half an hour
+# on 2 cores). The other tables are of predict.py, training_step.py and few_shot.py (make experiment).
 benchmark: build
 	$(BIN)/python benchmarks/ops.py
 	$(BIN)/python benchmarks/end_to_end.py

@@ -1,6 +1,6 @@
 """How the weights of 3x3 convolutions lie in memory for :func:`ddn_fast.ops.conv3x3`, and back.
 
-Channels are padded with zeros to blocks of 32. Three layouts; which one a kernel gets decides what it computes:
+Channels are padded with zeros to blocks of 32. Four layouts; which one a kernel gets decides what it computes:
 
 pairs     ``[O/32, C/32, T, 2, 16, 16, 2]`` bfloat16: out block, in block, tap, half of the out block, pair of inputs,
           output, input of the pair. One ``[16,16,2]`` is what a bfloat16 dot product instruction wants: a tile of AMX.
