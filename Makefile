@@ -46,7 +46,7 @@ benchmark: build
 
 # On a machine with a CUDA device: builds for it, GPU tests, compute-sanitizer, benchmarks, ncu; JSON after every step
 # into OUT (default benchmarks/results). At most BUDGET seconds; PART="build test" chooses, COMMIT names the sources
-# where there is no git. Uses GPU_PYTHON as it is, with torch, cmake, ninja and pybind11; no network, no venv.
+# where there is no git. Uses GPU_PYTHON as it is, with what docs/gpu.md lists; no network, no venv.
 GPU_PYTHON ?= python3
 gpu:
 	$(GPU_PYTHON) benchmarks/gpu.py $(if $(PART),--part $(PART)) $(if $(BUDGET),--budget $(BUDGET)) $(if $(COMMIT),--commit $(COMMIT))

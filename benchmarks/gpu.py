@@ -2,8 +2,8 @@
 
 Builds the extension for the device, runs the GPU tests, compute-sanitizer, both benchmarks and ncu, each in processes
 of its own under a time limit, and writes ``<gpu>.json`` after every one of them: what failed or ran out of time costs
-its own results only. A table of what was found is printed last. Needs Python, torch, nvcc, cmake, ninja and pybind11;
-neither a network nor an installed ddn_fast.
+its own results only. A table of what was found is printed last. Needs what docs/gpu.md lists, neither a network nor an
+installed ddn_fast.
 
     python3 benchmarks/gpu.py [--part build test ops ..] [--budget 570] [--commit HASH] [--archs all]
     python3 benchmarks/gpu.py --merge a.json b.json     # parts run apart into one file
@@ -244,18 +244,8 @@ def gpu_steps(part: str, work: Path, left: float, alone: bool) -> Iterator[Step]
         seconds = left - 60 if alone else 0.5 * left
         command = [python, str(HERE / "end_to_end_cuda.py"), "--out", str(work), "--budget", f"{seconds - 15:.0f}"]
         yield Step("end_to_end", command, seconds, results="end_to_end-*.json")
-        command = [
-            python,
-            str(HERE / "predict.py"),
-            "--device",
-            "cuda",
-            "--out",
-            str(work),
-            "--images",
-            "64",
-            "--samples",
-            "3",
-        ]
+        few = ["--images", "64", "--samples", "3"]
+        command = [python, str(HERE / "predict.py"), "--device", "cuda", "--out", str(work), *few]
         yield Step("predict", command, 90, 1.0 if alone else 0.3, results="predict-*.json")
     elif part == "sanitize":
         every = [python, str(HERE / "gpu_every_op.py")]

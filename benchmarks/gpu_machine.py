@@ -26,6 +26,7 @@ PLACES = (
     "/opt/nvidia/nsight-compute/*",
 )
 
+TOOLS = ("nvcc", "cmake", "ninja", "g++")
 # What the steps import, but for torch.
 MODULES = ("numpy", "PIL", "cv2", "safetensors", "tqdm", "pytest", "pybind11", "setuptools")
 
@@ -46,24 +47,24 @@ def probe() -> dict[str, Any]:
         found |= json.loads(done.stdout.splitlines()[-1])
     except (OSError, subprocess.SubprocessError, ValueError, IndexError) as error:
         found["error"] = str(getattr(error, "stderr", None) or error)[-500:]
-    for tool, option in (("nvcc", "--version"), ("cmake", "--version"), ("ninja", "--version"), ("g++", "--version")):
-        found[tool] = version(tool, option)
+    for tool in TOOLS:
+        found[tool] = version(tool)
     header = Path(sysconfig.get_path("include")) / "Python.h"
     found["missing"] = [
         *(name for name in MODULES if importlib.util.find_spec(name) is None),
-        *(name for name in ("nvcc", "cmake", "ninja", "g++") if found[name] is None),
+        *(tool for tool in TOOLS if found[tool] is None),
         *([] if header.is_file() else [str(header)]),
     ]
     return found | {"nvidia_smi": nvidia_smi()}
 
 
-def version(tool: str, option: str) -> str | None:
+def version(tool: str) -> str | None:
     """The last line but blank ones of what a tool says of itself, of g++ and cmake the first."""
     where = program(tool)
     if where is None:
         return None
     with contextlib.suppress(OSError, subprocess.SubprocessError, IndexError):
-        lines = subprocess.run([where, option], capture_output=True, text=True, timeout=30).stdout.split("\n")
+        lines = subprocess.run([where, "--version"], capture_output=True, text=True, timeout=30).stdout.split("\n")
         lines = [line for line in lines if line.strip()]
         return lines[-1 if tool == "nvcc" else 0]
     return None

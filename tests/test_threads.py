@@ -81,38 +81,31 @@ def test_an_exception_of_the_items_comes_after_the_results_before_it() -> None:
         assert found == [0, 1, 2]
 
 
-def test_closing_waits_for_what_has_begun() -> None:
-    begun, release, ended = threading.Event(), threading.Event(), threading.Event()
-
-    def work(item: int) -> int:
-        if item == 1:
-            begun.set()
-            assert release.wait(20)
-            ended.set()
-        return item
-
-    results = in_order(work, range(3), threads=1, ahead=1)
-    assert next(results) == 0
-    assert begun.wait(20)
-    threading.Timer(0.05, release.set).start()
-    results.close()
-    assert ended.is_set()
-
-
-def test_closing_leaves_out_what_has_not_begun() -> None:
+def closed_while_item_1_runs(items: int, ahead: int) -> tuple[list[int], list[int]]:
+    """What has begun and what has ended when a generator of one thread is closed."""
     begun: list[int] = []
-    second_has, release = threading.Event(), threading.Event()
+    ended: list[int] = []
+    runs, release = threading.Event(), threading.Event()
 
     def work(item: int) -> int:
         begun.append(item)
         if item == 1:
-            second_has.set()
+            runs.set()
             assert release.wait(20)
+        ended.append(item)
         return item
 
-    results = in_order(work, range(10), threads=1, ahead=5)
+    results = in_order(work, range(items), threads=1, ahead=ahead)
     assert next(results) == 0
-    assert second_has.wait(20)
+    assert runs.wait(20)
     threading.Timer(0.3, release.set).start()
     results.close()
-    assert begun == [0, 1]
+    return begun, ended
+
+
+def test_closing_waits_for_what_has_begun() -> None:
+    assert 1 in closed_while_item_1_runs(3, ahead=1)[1]
+
+
+def test_closing_leaves_out_what_has_not_begun() -> None:
+    assert closed_while_item_1_runs(10, ahead=5)[0] == [0, 1]

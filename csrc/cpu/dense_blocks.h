@@ -120,7 +120,7 @@ DDN_INLINE void multiply_panels(const DenseParams& p, const void* packed, int64_
 constexpr int64_t kSetStride = 4096;
 constexpr int kWays = 8;
 constexpr int64_t kAhead = 512;            // bytes of a row of weights that are fetched ahead of their use
-constexpr int64_t kMostAhead = 256 << 10;  // bytes of whole rows that are
+constexpr int64_t kMostAhead = 256 << 10;  // bytes of whole rows fetched in the order of memory
 
 template <class W>
 DDN_INLINE bool in_one_set(int64_t stride) {

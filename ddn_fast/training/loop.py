@@ -133,11 +133,9 @@ class Run:
                 if _due(done, self.recipe.checkpoint_every) or last:
                     self.checkpoint(done)
 
-    @contextlib.contextmanager
-    def alone(self) -> Iterator[None]:
+    def alone(self) -> contextlib.AbstractContextManager[None]:
         """Inside, no other run writes to the folder; InputError where one does."""
-        with alone_in(self.out) if self.writes else contextlib.nullcontext():
-            yield
+        return alone_in(self.out) if self.writes else contextlib.nullcontext()
 
     def finish(self, metadata: dict[str, Any]) -> None:
         """Write ``out/weights`` and the last curves."""

@@ -79,8 +79,7 @@ def train_segmenter(
     check_out(out)
     model.ops = ops
     model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    validates = _has_masks(folder, val_split)
-    validated = pairs_of(folder, folder.masked_ids(val_split), masks=True) if validates and val_split else []
+    validated = _validated(folder, val_split)
     ids, windows = _windows(folder, split, recipe, items, out, progress, resume, validated)
     modules = trained_modules(model, "segmenter")
     train_only(model, modules)
@@ -114,7 +113,7 @@ def train_segmenter(
             "data": data_identity(folder, split, [f"{i.image} {i.window} {i.subset}" for i in windows]),
             "masks": _mask_digest(folder, windows),
         },
-        validate=validate if validates else None,
+        validate=validate if validated else None,
         on_start=lambda: _write_windows(out, folder, ids, windows),
         workers=default_workers() if workers is None else workers,
         progress=progress,
@@ -125,7 +124,7 @@ def train_segmenter(
     with run.alone():
         run.train(resume)
         metadata: dict[str, Any] = {"stage": "segmenter", "recipe": recipe.to_dict()}
-        if validates:
+        if validated:
             metadata["validation"] = validate(recipe.iterations).to_dict()
             del metadata["validation"]["confusion"]  # of 254 classes more than metadata may be
         else:
@@ -259,7 +258,8 @@ def _reestimate(
     )
 
 
-def _has_masks(folder: VocFolder, split: str | None) -> bool:
+def _validated(folder: VocFolder, split: str | None) -> list[Pair]:
+    """The files of the images to validate on; empty where there are none."""
     if split is None or (split == DEFAULT_VAL_SPLIT and split not in folder.splits()):
-        return False
-    return any(folder.mask_path(name) for name in folder.ids(split))
+        return []
+    return pairs_of(folder, [name for name in folder.ids(split) if folder.mask_path(name)], masks=True)
