@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from ddn_fast.data.windows import read_list
 from ddn_fast.errors import CheckpointError, DataError, InputError
 from ddn_fast.files import alone_in
 from ddn_fast.images import load_mask
-from ddn_fast.training import classifier
+from ddn_fast.training import classifier, segmenter
 from ddn_fast.training.loop import CHECKPOINT, Batch, _named
 from ddn_fast.training.segmenter import ITEMS
 from ddn_fast.weights import read_metadata
@@ -72,9 +73,23 @@ def test_what_validation_says_fits_beside_the_weights_of_254_classes(small: VocF
     assert "confusion" not in said
 
 
-def test_two_runs_do_not_share_a_folder(generated: VocFolder, tmp_path: Path) -> None:
-    with alone_in(tmp_path), pytest.raises(InputError, match="another run is writing there"):
-        stage_1(generated, tmp_path)
+def test_two_runs_do_not_share_a_folder_and_the_second_reads_no_image(
+    generated: VocFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(classifier, "read_tags", lambda *_, **__: pytest.fail("read"))
+    monkeypatch.setattr(segmenter, "few_masks", lambda *_, **__: pytest.fail("read"))
+    for stage in (stage_1, stage_2):
+        with alone_in(tmp_path), pytest.raises(InputError, match="another run is writing there"):
+            stage(generated, tmp_path)
+
+
+def test_images_both_trained_and_validated_on_are_told_of(small: VocFolder, tmp_path: Path) -> None:
+    apart = "images to validate on are trained on"
+    with pytest.warns(UserWarning, match=rf"[1-9]\d* of the \d+ {apart}, such as .*JPEGImages.*"):
+        stage_2(small, tmp_path / "shared", val_split="train")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", apart)
+        stage_2(small, tmp_path / "apart")
 
 
 def test_a_folder_that_cannot_hold_a_run_is_told_before_anything_is_read(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from .. import distributed
@@ -13,6 +14,7 @@ from ..data.check import Pair, check_files, check_items
 from ..data.voc import VocFolder
 from ..data.windows import WindowItem
 from ..errors import ConfigError, InputError
+from ..files import alone_in
 from .loop import CHECKPOINT
 from .recipe import NetworkShape, Recipe
 
@@ -35,17 +37,21 @@ def check_data(
             check_files(validated, folder.num_classes, progress, padded=False)
 
 
-def check_out(out: Path) -> None:
-    """Make the folder of a run; OSError, or InputError, where nothing could be written there."""
-    with distributed.first_before_others():
-        if distributed.rank():
-            return
-        out.mkdir(parents=True, exist_ok=True)
-        weights = out / "weights"
-        if weights.exists() and not weights.is_dir():
-            raise InputError(f"{weights}: wanted a folder for the trained network, got a file")
-        with tempfile.TemporaryFile(dir=out):
-            pass
+@contextlib.contextmanager
+def own_folder(out: Path) -> Iterator[None]:
+    """Makes the folder of a run and holds it; OSError, or InputError, where nothing could be written or another run
+    writes there.
+    """
+    with contextlib.ExitStack() as held:
+        with distributed.first_before_others():
+            if not distributed.rank():
+                held.enter_context(alone_in(out))
+                weights = out / "weights"
+                if weights.exists() and not weights.is_dir():
+                    raise InputError(f"{weights}: wanted a folder for the trained network, got a file")
+                with tempfile.TemporaryFile(dir=out):
+                    pass
+        yield
 
 
 def check_network(recipe: Recipe, config: NetConfig) -> None:

@@ -21,7 +21,7 @@ from ..data.tags import PRESENT, read_tags
 from ..data.voc import VocFolder
 from ..errors import DataError, WeightsError
 from ..network import DecoupledNet
-from .before import check_data, check_network, check_out, check_stage
+from .before import check_data, check_network, check_stage, own_folder
 from .bn import add_batch_norm, fold_batch_norm
 from .loop import Batch, Run, default_workers
 from .loss import classification_loss
@@ -65,7 +65,6 @@ def train_classifier(
     model = init or DecoupledNet(NetConfig(classes=folder.classes, **recipe.to_dict()["network"]))
     check_classes(model, folder)
     check_network(recipe, model.config)
-    check_out(Path(out))
     model.ops = ops
     if recipe.batch_norm:
         add_batch_norm(model)
@@ -76,36 +75,31 @@ def train_classifier(
         split = "Main/train" if (folder.root / "ImageSets/Main/train.txt").is_file() else "train"
     chosen = list(ids) if ids is not None else list(folder.ids(split))
     shows_progress = progress and not distributed.rank()
-    with distributed.first_before_others():
-        labels = read_tags(folder, split, tags, progress=shows_progress, cache_dir=out)
-    _check_tags(folder, [labels[name] for name in chosen])
-    check_data(pairs_of(folder, chosen, masks=False), folder, Path(out), shows_progress)
-    run = Run(
-        recipe=recipe,
-        model=model,
-        optimizer=build_optimizer(modules, recipe, last_layer=model.head.cls_score),
-        items=ClassificationItems(
-            folder,
-            chosen,
-            labels,
-            samples=recipe.samples,
-            seed=recipe.seed,
-            new_side=recipe.resize,
-            side=model.config.side,
-            cache_bytes=cache_bytes,
-        ),
-        loss=lambda batch: _loss(model, recipe, batch),
-        out=Path(out),
-        identity={
-            "network": model.config.to_dict(),
-            "data": data_identity(folder, split, [f"{name} {labels[name].tolist()}" for name in chosen]),
-        },
-        workers=default_workers() if workers is None else workers,
-        progress=progress,
-        tensorboard=tensorboard,
-        description="stage 1: classifier",
-    )
-    with run.alone():
+    with own_folder(Path(out)):
+        with distributed.first_before_others():
+            labels = read_tags(folder, split, tags, progress=shows_progress, cache_dir=out)
+        _check_tags(folder, [labels[name] for name in chosen])
+        check_data(pairs_of(folder, chosen, masks=False), folder, Path(out), shows_progress)
+        items = ClassificationItems(
+            folder, chosen, labels, samples=recipe.samples, seed=recipe.seed, new_side=recipe.resize,
+            side=model.config.side, cache_bytes=cache_bytes,
+        )  # fmt: skip
+        run = Run(
+            recipe=recipe,
+            model=model,
+            optimizer=build_optimizer(modules, recipe, last_layer=model.head.cls_score),
+            items=items,
+            loss=lambda batch: _loss(model, recipe, batch),
+            out=Path(out),
+            identity={
+                "network": model.config.to_dict(),
+                "data": data_identity(folder, split, [f"{name} {labels[name].tolist()}" for name in chosen]),
+            },
+            workers=default_workers() if workers is None else workers,
+            progress=progress,
+            tensorboard=tensorboard,
+            description="stage 1: classifier",
+        )
         run.train(resume)
         if recipe.batch_norm:
             fold_batch_norm(model)

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from .. import _C, distributed, info, weights
 from ..errors import CheckpointError, DataError, DDNError, DistributedError, DivergedError, InputError
-from ..files import alone_in, remove_leftovers, write_atomic
+from ..files import remove_leftovers, write_atomic
 from ..images import Array, save_image
 from ..network import DecoupledNet
 from .board import FOLDER as BOARD
@@ -132,10 +132,6 @@ class Run:
                     clock, timed = time.perf_counter(), done
                 if _due(done, self.recipe.checkpoint_every) or last:
                     self.checkpoint(done)
-
-    def alone(self) -> contextlib.AbstractContextManager[None]:
-        """Inside, no other run writes to the folder; InputError where one does."""
-        return alone_in(self.out) if self.writes else contextlib.nullcontext()
 
     def finish(self, metadata: dict[str, Any]) -> None:
         """Write ``out/weights`` and the last curves."""

@@ -28,7 +28,7 @@ from ..folding import fold_image_part
 from ..image_part import ImagePart
 from ..info import cpu_isa
 from ..network import DecoupledNet
-from .before import check_data, check_network, check_out, check_stage
+from .before import check_data, check_network, check_stage, own_folder
 from .bn import reestimate
 from .classifier import check_classes, data_identity
 from .loop import CHECKPOINT, Batch, Run, batches_from, default_workers
@@ -76,11 +76,8 @@ def train_segmenter(
     check_classes(init, folder)
     check_network(recipe, init.config)
     out, model = Path(out), init
-    check_out(out)
     model.ops = ops
     model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    validated = _validated(folder, val_split)
-    ids, windows = _windows(folder, split, recipe, items, out, progress, resume, validated)
     modules = trained_modules(model, "segmenter")
     train_only(model, modules)
 
@@ -100,28 +97,31 @@ def train_segmenter(
         train_only(model, modules)
         return result
 
-    run = Run(
-        recipe=recipe,
-        model=model,
-        optimizer=build_optimizer(modules, recipe),
-        items=items_of(recipe, recipe.seed),
-        loss=lambda batch: segmentation_loss(training_scores(model, batch, frozen, recompute), batch["target"]),
-        out=out,
-        identity={
-            "network": model.config.to_dict(),
-            "frozen": _digest(model.encoder, model.head),
-            "data": data_identity(folder, split, [f"{i.image} {i.window} {i.subset}" for i in windows]),
-            "masks": _mask_digest(folder, windows),
-        },
-        validate=validate if validated else None,
-        on_start=lambda: _write_windows(out, folder, ids, windows),
-        workers=default_workers() if workers is None else workers,
-        progress=progress,
-        tensorboard=tensorboard,
-        description="stage 2: segmenter",
-    )
-    frozen = frozen_part(model, run.half)
-    with run.alone():
+    with own_folder(out):
+        validated = _validated(folder, val_split)
+        ids, windows = _windows(folder, split, recipe, items, out, progress, resume, validated)
+        _warn_of_shared(folder, windows, validated)
+        run = Run(
+            recipe=recipe,
+            model=model,
+            optimizer=build_optimizer(modules, recipe),
+            items=items_of(recipe, recipe.seed),
+            loss=lambda batch: segmentation_loss(training_scores(model, batch, frozen, recompute), batch["target"]),
+            out=out,
+            identity={
+                "network": model.config.to_dict(),
+                "frozen": _digest(model.encoder, model.head),
+                "data": data_identity(folder, split, [f"{i.image} {i.window} {i.subset}" for i in windows]),
+                "masks": _mask_digest(folder, windows),
+            },
+            validate=validate if validated else None,
+            on_start=lambda: _write_windows(out, folder, ids, windows),
+            workers=default_workers() if workers is None else workers,
+            progress=progress,
+            tensorboard=tensorboard,
+            description="stage 2: segmenter",
+        )
+        frozen = frozen_part(model, run.half)
         run.train(resume)
         metadata: dict[str, Any] = {"stage": "segmenter", "recipe": recipe.to_dict()}
         if validated:
@@ -132,6 +132,15 @@ def train_segmenter(
         model.eval().requires_grad_(True)
         run.finish(metadata)
     return model
+
+
+def _warn_of_shared(folder: VocFolder, windows: list[WindowItem], validated: list[Pair]) -> None:
+    if shared := {image for image, _ in validated} & {folder.root / item.image for item in windows}:
+        warnings.warn(
+            f"{len(shared)} of the {len(validated)} images to validate on are trained on, such as {min(shared)}: "
+            "mean IU will flatter the network",
+            stacklevel=3,
+        )
 
 
 def _mask_digest(folder: VocFolder, windows: list[WindowItem]) -> str:
