@@ -101,6 +101,14 @@ class CpuRuntime(Runtime):
         return small
 
 
+def passes_on_cuda(memory: int, side: int) -> int:
+    """How many passes over images of `side` pixels run together: their largest maps, three of 64 channels, take at most
+    an eighth of `memory` bytes, where that holds four passes at all.
+    """
+    pass_bytes = max(1, 3 * 64 * 2 * side * side)
+    return max(4, min(MAX_PASSES_ON_CUDA, memory // 8 // pass_bytes))
+
+
 class CudaRuntime(CpuRuntime):
     """A CUDA device: transfers that nobody waits for, two batches in flight, fixed parts as CUDA graphs.
 
@@ -117,10 +125,7 @@ class CudaRuntime(CpuRuntime):
         wanted = os.environ.get(GRAPHS_VARIABLE, "1") != "0" if graphs is None else graphs
         self._graphs = CudaGraphs(self.device) if wanted else None
         self._copies = torch.cuda.Stream(self.device)
-        # of memory, at most an eighth for the largest maps of the passes that run together: 64 channels, three of them
-        pass_bytes = max(1, 3 * 64 * 2 * side * side)
-        memory = torch.cuda.get_device_properties(self.device).total_memory
-        self.max_passes = max(4, min(MAX_PASSES_ON_CUDA, memory // 8 // pass_bytes))
+        self.max_passes = passes_on_cuda(torch.cuda.get_device_properties(self.device).total_memory, side)
         self.host_threads = max(2, min(MAX_HOST_THREADS, info.cores()))
 
     def captured(self, function: Callable[..., Any]) -> Callable[..., Any]:

@@ -469,6 +469,26 @@ def test_large_images_are_decoded_one_at_a_time(tmp_path, monkeypatch):
         assert most[0] == wanted
 
 
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork")
+def test_a_fork_while_a_thread_decodes_a_large_image_leaves_the_child_free_to_decode():
+    held, released = threading.Event(), threading.Event()
+
+    def hold():
+        with images.one_large(images.LARGE_PIXELS + 1):
+            held.set()
+            released.wait(20)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    assert held.wait(20)
+    child = os.fork()
+    if not child:
+        os._exit(0 if images._LARGE.acquire(timeout=5) else 1)
+    released.set()
+    thread.join(20)
+    assert os.waitpid(child, 0)[1] == 0
+
+
 def test_a_decoder_that_raises_anything_becomes_an_image_error(tmp_path, monkeypatch):
     path = write_image(tmp_path / "a.png", 1, 4, 4)
 

@@ -108,6 +108,15 @@ def test_a_stack_for_cuda_lies_in_pinned_memory_and_is_not_copied_again(last_gpu
     assert 2 <= found.host_threads <= runtime.MAX_HOST_THREADS
 
 
+def test_passes_that_run_together_on_cuda_follow_memory_and_side() -> None:
+    gigabyte = 1 << 30
+    of_one = 3 * 64 * 320 * 320 * 2
+    assert runtime.passes_on_cuda(80 * gigabyte, 320) == runtime.MAX_PASSES_ON_CUDA
+    assert runtime.passes_on_cuda(8 * gigabyte, 320) == gigabyte // of_one == 27
+    assert runtime.passes_on_cuda(8 * gigabyte, 640) == gigabyte // (4 * of_one)
+    assert runtime.passes_on_cuda(8 * of_one * 5 - 1, 320) == runtime.passes_on_cuda(1, 320) == 4
+
+
 # recordings and padding
 
 
