@@ -1,4 +1,4 @@
-"""The command line: ``ddn-fast predict | evaluate | train | convert | add-sbd | generate | info``.
+"""The command line: ``ddn-fast predict | evaluate | train | convert | import | add-sbd | generate | info``.
 
 Under torchrun ``train`` runs in several processes: the first prints, and of an error whichever met it first.
 
@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .cli_data import add_data_commands, classes_of, names_of
 from .errors import DDNError, InputError
 
 if TYPE_CHECKING:
@@ -80,8 +81,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_evaluate(commands)
     _add_train(commands)
     _add_convert(commands)
-    _add_add_sbd(commands)
-    _add_generate(commands)
+    add_data_commands(commands)
     _add_info(commands)
     return parser
 
@@ -96,7 +96,7 @@ def _add_predict(commands: Any) -> None:
     parser.add_argument("--split", help="of the dataset folder INPUT: the images of this split")
     parser.add_argument("--part", metavar="I/N", help="the I-th of N parts of the images, into DIR/part-I-of-N")
     chosen = parser.add_mutually_exclusive_group()
-    chosen.add_argument("--labels", type=_names, metavar="A,B", help="segment these classes, not the identified ones")
+    chosen.add_argument("--labels", type=names_of, metavar="A,B", help="segment these classes, not the identified ones")
     chosen.add_argument(
         "--tags", metavar="CSV", help="classes of each image: a CSV file (image,tags); or main or masks, of --split"
     )
@@ -262,61 +262,12 @@ def _add_convert(commands: Any) -> None:
 
 
 def _convert(arguments: argparse.Namespace) -> int:
-    from .data.voc import read_classes
     from .weights import convert
 
-    classes: Sequence[str] | None = None
-    if arguments.classes is not None:
-        given = arguments.classes
-        is_file = given.endswith(".txt") or os.path.isfile(given)  # noqa: PTH113  # many names are too long for Path's
-        classes = read_classes(Path(given)) if is_file else _names(given)
+    classes = None if arguments.classes is None else classes_of(arguments.classes)
     model = convert(arguments.source, arguments.destination, side=arguments.side, classes=classes)
     count = sum(parameter.numel() for parameter in model.parameters())
     print(f"{arguments.destination}: {count:,} parameters, {model.config.num_classes} classes")
-    return 0
-
-
-def _add_add_sbd(commands: Any) -> None:
-    parser = commands.add_parser(
-        "add-sbd",
-        help="add SBD's masks to a VOC 2012 folder",
-        description="Add SBD's masks to a PASCAL VOC 2012 folder as SegmentationClassAug and the split trainaug.",
-    )
-    parser.add_argument("voc", type=Path, help="VOCdevkit/VOC2012")
-    parser.add_argument("sbd", type=Path, help="benchmark_RELEASE/dataset")
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
-    parser.set_defaults(run=_add_sbd)
-
-
-def _add_sbd(arguments: argparse.Namespace) -> int:
-    from .data.sbd import SPLIT, add_sbd
-
-    added = add_sbd(arguments.voc, arguments.sbd, progress=not arguments.quiet)
-    print(f"{arguments.voc}: split {SPLIT} of {added.images} images, {added.voc} masks of VOC and {added.sbd} of SBD")
-    return 0
-
-
-def _add_generate(commands: Any) -> None:
-    parser = commands.add_parser("generate", help="write a synthetic VOC folder", description="Write a dataset.")
-    parser.add_argument("root", type=Path, help="folder to write")
-    parser.add_argument("--train", type=int, default=1200, metavar="N", help="training images (default %(default)s)")
-    text = "further training images, without a mask (default %(default)s)"
-    parser.add_argument("--scenes", type=int, default=0, metavar="N", help=text)
-    text = "further training images, of one object and without a mask (default %(default)s)"
-    parser.add_argument("--closeups", type=int, default=2400, metavar="N", help=text)
-    parser.add_argument("--val", type=int, default=200, metavar="N", help="validation images (default %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="(default %(default)s)")
-    parser.add_argument("--workers", type=int, metavar="N", help="processes (default: one per core)")
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
-    parser.set_defaults(run=_generate)
-
-
-def _generate(arguments: argparse.Namespace) -> int:
-    from .data.synthetic import generate
-
-    progress = not arguments.quiet
-    options = {name: getattr(arguments, name) for name in ("train", "scenes", "closeups", "val", "seed", "workers")}
-    print(generate(arguments.root, progress=progress, **options))
     return 0
 
 
@@ -395,10 +346,6 @@ def _device(name: str | None) -> str:
     if name not in here:
         raise InputError(f"--device: wanted one of {', '.join(here)}, got {name!r}")
     return name
-
-
-def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 if __name__ == "__main__":

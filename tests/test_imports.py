@@ -18,12 +18,12 @@ ORDER = [
     "reference", "dense_ops", "training_ops", "training_ops_cuda", "ops", "info", "captured", "runtime", "segmentation",
     "network", "folding", "image_part", "engine", "caffemodel", "release", "vgg", "weights", "evaluate",
     "data.voc", "data.tags", "data.few", "data.windows", "data.check", "data.items", "data.datasets", "data.synthetic",
-    "data.matfile", "data.sbd", "data",
+    "data.matfile", "data.sbd", "data.shapes", "data.importing", "data.coco", "data.labelmap", "data",
     "training.recipe", "training.loss", "training.solver", "training.bn", "training.checkpoint", "training.curves",
     "training.board", "training.validation", "training.share", "training.loop", "training.before",
     "training.classifier",
     "training.kept_maps", "training.trained_part", "training.segmenter", "training",
-    "demo", "process_group", "cli_images", "cli_predict", "cli", "train", "",
+    "demo", "process_group", "cli_images", "cli_predict", "cli_data", "cli", "train", "",
 ]  # fmt: skip
 
 FILES = {

@@ -36,9 +36,11 @@ def test_a_table_without_results_is_an_error(tmp_path: Path) -> None:
         readme.update("<!-- results: nowhere -->\n<!-- /results -->", tmp_path)
 
 
-def test_commands_are_ones_the_program_takes() -> None:
-    commands = re.findall(r"^    ddn-fast (.+?)(?:\s+#.*)?$", README, re.MULTILINE)
-    assert len(commands) >= 8
+@pytest.mark.parametrize(("document", "count"), [("README.md", 8), ("docs/import.md", 6)])
+def test_commands_are_ones_the_program_takes(document: str, count: int) -> None:
+    text = (ROOT / document).read_text(encoding="utf-8")
+    commands = re.findall(r"^    ddn-fast (.+?)(?:\s+#.*)?$", text, re.MULTILINE)
+    assert len(commands) >= count
     for command in commands:
         build_parser().parse_args(command.split())
 

@@ -53,7 +53,7 @@ class VocFolder:
         if not self.root.is_dir():
             raise DataError(f"{self.root}: wanted a VOC folder, found no such folder")
         self.classes: tuple[str, ...] = _class_names(self.root, classes)
-        self._images = _index(self.root / IMAGE_FOLDER, IMAGE_SUFFIXES)
+        self._images = images_of(self.root / IMAGE_FOLDER, IMAGE_SUFFIXES)
         if not self._images:
             raise DataError(f"{self.root / IMAGE_FOLDER}: wanted images ({', '.join(IMAGE_SUFFIXES)}), found none")
         if masks is not None and not (self.root / masks).is_dir():
@@ -61,7 +61,7 @@ class VocFolder:
         self._masks: dict[str, Path] = {}
         for name in reversed(MASK_FOLDERS if masks is None else (masks,)):
             if (self.root / name).is_dir():
-                self._masks.update(_index(self.root / name, (".png",)))
+                self._masks.update(images_of(self.root / name, (".png",)))
 
     @property
     def num_classes(self) -> int:
@@ -136,16 +136,7 @@ class VocFolder:
 
     def image_size(self, image_id: str) -> tuple[int, int]:
         """(height, width) of an image from its header alone, EXIF orientation applied; ImageError as :meth:`image`."""
-        path = self.image_path(image_id)
-        try:
-            with open_picture(path, IMAGE_FORMATS) as header:
-                width, height = header.size
-                if isinstance(header, TiffImageFile):  # some versions of Pillow turn its size, others do not
-                    width, height = (int(header.tag_v2[tag]) for tag in (IMAGEWIDTH, IMAGELENGTH))
-                turned = _is_turned(header)
-        except Exception as error:  # a decoder of a hostile file may raise nearly anything
-            raise ImageError(f"{path}: cannot read the image's header: {error}") from error
-        return (width, height) if turned else (height, width)
+        return image_size(self.image_path(image_id))
 
     def mask(self, image_id: str, *, check_size: bool = False) -> NDArray[np.uint8]:
         """HxW uint8 mask: 0 background, l + 1 for ``classes[l]``, 255 void.
@@ -188,6 +179,19 @@ class VocFolder:
                 return path
         known = ", ".join(self.splits()) or "none"
         raise DataError(f"split {split!r}: found neither {' nor '.join(map(str, paths))}; splits here: {known}")
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """(height, width) of an image file from its header alone, EXIF orientation applied; ImageError without one."""
+    try:
+        with open_picture(path, IMAGE_FORMATS) as header:
+            width, height = header.size
+            if isinstance(header, TiffImageFile):  # some versions of Pillow turn its size, others do not
+                width, height = (int(header.tag_v2[tag]) for tag in (IMAGEWIDTH, IMAGELENGTH))
+            turned = _is_turned(header)
+    except Exception as error:  # a decoder of a hostile file may raise nearly anything
+        raise ImageError(f"{path}: cannot read the image's header: {error}") from error
+    return (width, height) if turned else (height, width)
 
 
 def check_same_size(size: Iterable[int], mask: NDArray[np.uint8], path: Path) -> None:
@@ -236,19 +240,20 @@ def _is_turned(header: Image.Image) -> bool:
 
 def read_classes(path: Path) -> tuple[str, ...]:
     """Class names of a text file, one a line; DataError for one that a dataset folder could not have."""
-    return _checked_classes([line for _, line in numbered_lines(path)], str(path))
+    return checked_classes([line for _, line in numbered_lines(path)], str(path))
 
 
 def _class_names(root: Path, classes: Sequence[str] | None) -> tuple[str, ...]:
     if isinstance(classes, str):
         raise DataError(f"classes: wanted a sequence of names, got the text {classes!r}")
     if classes is not None:
-        return _checked_classes(classes, "classes")
+        return checked_classes(classes, "classes")
     path = next((root / name for name in CLASS_FILES if (root / name).is_file()), None)
     return VOC_CLASSES if path is None else read_classes(path)
 
 
-def _checked_classes(classes: Sequence[str], where: str) -> tuple[str, ...]:
+def checked_classes(classes: Sequence[str], where: str) -> tuple[str, ...]:
+    """The names as a tuple; DataError, naming `where`, for those that a dataset folder could not have."""
     names = tuple(classes)
     if not 1 <= len(names) <= 254:
         raise DataError(f"{where}: wanted 1 to 254 class names, got {len(names)}")
@@ -262,8 +267,8 @@ def _checked_classes(classes: Sequence[str], where: str) -> tuple[str, ...]:
     return names
 
 
-def _index(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
-    """id -> path of the files with one of the suffixes; one id in two files is an error.
+def images_of(folder: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> dict[str, Path]:
+    """id -> path of a folder's files with one of the suffixes; DataError for no folder, or for one id in two files.
 
     A warning tells of pictures with other suffixes.
     """
