@@ -82,6 +82,7 @@ struct Conv3x3Layer {
   Conv3x3Layout layout;
   int64_t in_channels;
   int64_t out_channels;
+  bool keep_ties = false;  // neighbouring places with the same inputs give the same bits; direct sums do so anyhow
 };
 
 // A stage: layers that follow each other, unpooling before the first where `switches` is set, and one of three ends.

@@ -89,7 +89,6 @@ def fold(model: DecoupledNet, dtype: torch.dtype, isa: str) -> Folded:
         torch.hypot(last.weight.double(), last.bias.double()),
         dtype,
         isa,
-        pooled=False,
     )
     return Folded(
         image_part=fold_image_part(model, dtype, isa),
@@ -112,7 +111,7 @@ def fold_image_part(model: DecoupledNet, dtype: torch.dtype, isa: str, share: bo
     assert head.fc6.bias is not None
     _check_finite(model, "encoder", "head")
     return FoldedImagePart(
-        encoder=_pack([_encoder_layers(model, stage) for stage in range(1, 6)], None, dtype, isa, pooled=True)[0],
+        encoder=_pack([_encoder_layers(model, stage) for stage in range(1, 6)], None, dtype, isa)[0],
         fc6=Dense((_shared if share else _own)(fc6, dtype).flatten(1), _own(head.fc6.bias, wide)),
         fc7=_point(head.fc7, None, dtype, wide, share),
         cls_score=_point(head.cls_score, None, wide, wide),
@@ -155,7 +154,7 @@ def _decoder_layers(model: DecoupledNet, stage: int) -> list[_Layer]:
 
 
 def _pack(
-    stages: list[list[_Layer]], first: Tensor | None, dtype: torch.dtype, isa: str, pooled: bool
+    stages: list[list[_Layer]], first: Tensor | None, dtype: torch.dtype, isa: str
 ) -> tuple[tuple[Stage, ...], Tensor]:
     """Stages that follow each other; and by what the first one's input channels ``[C]`` have to be multiplied.
 
@@ -174,7 +173,7 @@ def _pack(
         for layer in reversed(layers):
             weight, size = layer.weight * factor[:, None, None, None], sizes.pop()
             biases.insert(0, _own(layer.bias * factor, wide))
-            layout = conv3x3_layout(dtype, isa, weight.shape[1], pooled)
+            layout = conv3x3_layout(dtype, isa, weight.shape[1])
             factor = _factor(weight, size, layout, dtype)
             weights.insert(0, pack_conv3x3(weight / factor[:, None, None], layout, packed_dtype))
         packed.insert(0, Stage(weights, biases))

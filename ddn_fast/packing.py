@@ -68,7 +68,7 @@ def one_block(channels: int) -> bool:
     return 9 * channels <= BLOCK
 
 
-def conv3x3_layout(dtype: torch.dtype, isa: str, in_channels: int, pooled: bool) -> Layout:
+def conv3x3_layout(dtype: torch.dtype, isa: str, in_channels: int) -> Layout:
     """The layout to take for maps of this dtype on this instruction set (a name of ``_C.cpu_isas()``, or CUDA).
 
     ================  =============  =======================  ========
@@ -78,20 +78,20 @@ def conv3x3_layout(dtype: torch.dtype, isa: str, in_channels: int, pooled: bool)
     of 16 bits        CUDA           every                    pairs
     bfloat16          of INTEGERS    every but the first      winograd_int16
     bfloat16          others         every but the first      winograd
-    float32           every          not in a pooled stage    winograd
+    float32           every          every but the first      winograd
     any               every          every other              direct
     ================  =============  =======================  ========
 
     Winograd's rounding is twice a plain sum's and differs from place to place within a tile. Values hardly show it; but
-    where an image is constant, as in its padding, the four values of a pooling window tie exactly, and the float32
-    engine is there for label maps that do not differ: what it pools (`pooled`), it computes directly.
+    where an image is constant, as in its padding, the four values of a pooling window tie exactly, and the first must
+    win. So :func:`ddn_fast.ops.conv3x3_max_pool2x2` computes what ties alone in float32
+    (``csrc/cpu/conv3x3_tiles.h``): that engine is there for label maps that do not differ.
     """
     if (isa == "amx_bf16" and dtype == torch.bfloat16) or (isa == CUDA and dtype.itemsize == 2):
         return "pairs"
     if isa in INTEGERS and dtype == torch.bfloat16 and not one_block(in_channels):
         return "winograd_int16"
-    exact = dtype == torch.float64 or (dtype == torch.float32 and pooled)
-    return "direct" if exact or one_block(in_channels) else "winograd"
+    return "direct" if dtype == torch.float64 or one_block(in_channels) else "winograd"
 
 
 def pack_conv3x3(weight: Tensor, layout: Layout, dtype: torch.dtype = torch.float32) -> Tensor:

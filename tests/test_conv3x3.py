@@ -254,6 +254,58 @@ def test_rows_above_a_band_are_all_there(layout: Layout, layers: int, restore_th
     assert torch.equal(ops.conv3x3(*case), wanted)
 
 
+def constant_in_places(stage: Stage) -> Tensor:
+    """Noise with rectangles over each other: constant, the same along rows, columns or a diagonal, or in steps."""
+    generator = torch.Generator().manual_seed(0)
+    size = (stage.maps, stage.channels[0])
+    x = torch.randn(*size, stage.height, stage.width, generator=generator)
+    row, column = torch.arange(stage.height)[:, None], torch.arange(stage.width)
+    lines = (0 * row, row, 0 * row + column, row + column, row - column, row // 5, 0 * row + column // 5)
+    for line in (line + 0 * column for line in lines * 4):
+        top, left = (int(torch.randint(0, side - 5, (), generator=generator)) for side in (stage.height, stage.width))
+        here = (slice(None), slice(None), slice(top, top + 14), slice(left, left + max(11, stage.width // 3)))
+        values = torch.randn(*size, stage.height + stage.width, generator=generator)
+        x[here] = values[..., line][here]  # a negative place counts from the end
+    return x.relu()
+
+
+@pytest.mark.parametrize("layout", ["direct", "winograd"])
+@pytest.mark.parametrize(
+    "stage",
+    [
+        Stage(2, (32, 40, 32), 46, 34),
+        Stage(1, (16, 20, 24, 20), 90, 26),
+        Stage(2, (64, 64, 33), 20, 22),
+        Stage(1, (8, 8, 8), 34, 230),
+    ],
+    ids=str,
+)
+def test_of_values_that_tie_in_a_window_the_first_wins(
+    stage: Stage, layout: Layout, isa: str, restore_threads: None
+) -> None:
+    """Where neighbouring places have the same inputs: winograd or not, by rows or by channels, whatever the threads."""
+    case = make(stage, layout)._replace(x=constant_in_places(stage))
+    y = exact(case)
+    largest, second = F.unfold(y.flatten(0, 1)[:, None], 2, stride=2).topk(2, 1).values.unbind(1)
+    pooled_size = (*y.shape[:2], stage.height // 2, stage.width // 2)
+    gap = (largest - second).view(pooled_size)
+    tied, clear = gap < 1e-12, gap > 1e-5
+    assert (tied & (largest.view(pooled_size) > 0)).sum() > 100
+    equal = torch.where(F.interpolate(largest.view(pooled_size), scale_factor=2) - y < 1e-12, 1.0, 0.0)
+    wanted = reference.max_pool2x2(equal)[1]
+    torch.set_num_threads(1)
+    pooled, got = ops.conv3x3_max_pool2x2(*case)
+    torch.set_num_threads(3)
+    for one, other in zip(ops.conv3x3_max_pool2x2(*case), (pooled, got), strict=True):
+        assert torch.equal(one, other)
+
+    def places(switches: Tensor) -> Tensor:
+        return ops.max_unpool2x2(torch.ones(pooled_size), switches, stage.height, stage.width)
+
+    wrong = F.max_pool2d((places(got) - places(wanted)).abs(), 2) > 0
+    assert not (wrong & (tied | clear)).any()
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_nan_and_infinity_reach_the_result(layout: Layout, isa: str) -> None:
     case = make(Stage(1, (8, 8), 12, 12), layout)

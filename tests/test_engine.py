@@ -161,7 +161,7 @@ def test_every_instruction_set_gives_what_the_formulas_give(
 def test_every_layout_of_weights_works(layout: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     net = tiny_net()
 
-    def chosen(dtype: torch.dtype, isa: str, channels: int, pooled: bool) -> str:
+    def chosen(dtype: torch.dtype, isa: str, channels: int) -> str:
         return "direct" if "winograd" in layout and channels == 3 else layout
 
     monkeypatch.setattr(folding, "conv3x3_layout", chosen)
@@ -174,7 +174,7 @@ def test_a_layout_packs_for_every_dtype_and_instruction_set() -> None:
     for dtype in (torch.bfloat16, torch.float32, torch.float64):
         for isa in ("plain", "avx2", "avx_vnni", "avx512", "avx512_vnni", "avx512_bf16", "amx_bf16"):
             for channels in (3, 4, 64):
-                pack_conv3x3(torch.randn(8, channels, 3, 3), conv3x3_layout(dtype, isa, channels, pooled=False))
+                pack_conv3x3(torch.randn(8, channels, 3, 3), conv3x3_layout(dtype, isa, channels))
     assert pack_conv3x3(torch.ones(2, 8, 3, 3), "direct", torch.float64).dtype == torch.float64
 
 
@@ -191,10 +191,10 @@ def test_a_layout_packs_for_every_dtype_and_instruction_set() -> None:
     ],
 )
 def test_a_bfloat16_layer_has_the_fastest_layout_of_each_instruction_set(isa: str, layout: str) -> None:
-    assert conv3x3_layout(torch.bfloat16, isa, 64, pooled=True) == layout
-    assert conv3x3_layout(torch.bfloat16, isa, 3, pooled=True) == ("pairs" if layout == "pairs" else "direct")
-    assert conv3x3_layout(torch.float32, isa, 64, pooled=True) == "direct"
-    assert conv3x3_layout(torch.float32, isa, 64, pooled=False) == "winograd"
+    assert conv3x3_layout(torch.bfloat16, isa, 64) == layout
+    assert conv3x3_layout(torch.bfloat16, isa, 3) == ("pairs" if layout == "pairs" else "direct")
+    assert conv3x3_layout(torch.float32, isa, 64) == "winograd"
+    assert conv3x3_layout(torch.float32, isa, 3) == "direct"
 
 
 # --- the authors' numbers ---

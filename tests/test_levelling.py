@@ -17,7 +17,7 @@ from ddn_fast.network import DecoupledNet
 CONFIG = CONFIGS["wide"]
 
 
-def chosen(dtype: torch.dtype, isa: str, channels: int, pooled: bool) -> str:
+def chosen(dtype: torch.dtype, isa: str, channels: int) -> str:
     return "direct" if channels == 3 else "winograd_int16"
 
 

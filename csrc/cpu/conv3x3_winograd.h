@@ -9,6 +9,7 @@
 // the 36 transformed kernels as a matrix product, and transformed back.
 #pragma once
 #include "cpu/conv3x3_direct.h"
+#include "cpu/conv3x3_tiles.h"
 #include "cpu/parallel.h"
 #include "cpu/scratch.h"
 
@@ -131,15 +132,23 @@ inline void tile_out(const Products& from, const float* bias, float* to, int64_t
   }
 }
 
-// The same for a tile of which rows x columns outputs exist.
+// The same where not all outputs are wanted, or one is the value of many: to each of the targets.
 template <class Products>
-inline void tile_out_edge(const Products& from, const float* bias, float* to, int64_t row, int rows, int columns) {
+inline void part_out(const Products& from, const float* bias, float* to, int64_t row, const Parts& parts,
+                     const Part& part) {
   float patch[16 * kBlock];
   tile_out(from, bias, patch, 4 * kBlock);
-  for (int i = 0; i < rows; ++i) std::memcpy(to + i * row, patch + i * 4 * kBlock, columns * kBlock * sizeof(float));
+  for (int t = part.first;; t = parts.target(t).next) {
+    const Target& target = parts.target(t);
+    for (int k = 0; k < 16; ++k)
+      if (target.outputs >> k & 1)
+        std::memcpy(to + target.out + k / 4 * row + k % 4 * kBlock, patch + (part.alone ? 0 : k * kBlock),
+                    kBlock * sizeof(float));
+    if (t == part.last) return;
+  }
 }
 
-// The 6x6 inputs of a tile at the edge, zeros where there are none: rows x columns exist.
+// The 6x6 inputs of a tile of which rows x columns exist, zeros where there are none.
 template <class Points>
 inline void tile_in_edge(const float* from, int64_t row, int rows, int columns, const Points& to) {
   float patch[kPoints * kBlock] = {};
@@ -148,36 +157,6 @@ inline void tile_in_edge(const float* from, int64_t row, int rows, int columns, 
 }
 
 constexpr int64_t kProductPoint = (kGroup + 1) * kBlock;
-
-DDN_INLINE int at_most(int64_t n, int most) {
-  return n < most ? static_cast<int>(n) : most;
-}
-
-// Where a tile lies, in elements from the first block's plane, and how much of it exists.
-struct Tile {
-  int64_t in, out;
-  int in_rows, in_columns, out_rows, out_columns;
-};
-
-// The tiles of a job, numbered across, then down, then from map to map.
-struct Tiles {
-  const RowsJob<float>& job;
-  int64_t width = job.in.pitch - 1, across = (width + 3) / 4, of_map = (job.count + 3) / 4 * across;
-
-  int64_t total() const {
-    return job.maps * of_map;
-  }
-
-  Tile operator[](int64_t tile) const {
-    const int64_t map = tile / of_map, y = tile % of_map / across * 4, x = tile % across * 4;
-    return {map * job.in_map + ((job.in_row + y) * job.in.pitch + x) * kBlock,
-            map * job.out_map + ((job.out_row + y) * job.out.pitch + x + 1) * kBlock,
-            at_most(job.count + 2 - y, 6),
-            at_most(width + 2 - x, 6),
-            at_most(job.count - y, 4),
-            at_most(width - x, 4)};
-  }
-};
 
 // What is multiplied: floats as they are.
 struct FloatNumbers {
@@ -191,7 +170,7 @@ struct FloatNumbers {
     return in_blocks * kWeights;
   }
 
-  static TileScale scale(const Rows<float>&, int64_t, const Tile&) {
+  static TileScale scale(const Rows<float>&, int64_t, const Part&) {
     return {};
   }
 
@@ -241,17 +220,17 @@ class Transformed {
         scales_(reinterpret_cast<TileScale*>(points_ + kPoints * point_)) {
   }
 
-  // Makes `tile` of the job's input the t-th.
-  void put(int64_t t, const RowsJob<float>& job, const Tile& tile) {
+  // Makes a part of the job the t-th.
+  void put(int64_t t, const RowsJob<float>& job, const Part& part) {
     const int64_t row = job.in.pitch * kBlock;
-    scales_[t] = Numbers::scale(job.in, in_blocks_, tile);
+    scales_[t] = Numbers::scale(job.in, in_blocks_, part);
     typename Numbers::Points to(points_ + t * kBlock, point_, scales_[t]);
     for (int64_t b = 0; b < in_blocks_; ++b, to.to += count_ * kBlock) {
-      const float* from = job.in.data + b * job.in.plane + tile.in;
-      if (tile.in_rows == 6 && tile.in_columns == 6)
+      const float* from = job.in.data + b * job.in.plane + part.in;
+      if (part.in_rows == 6 && part.in_columns == 6)
         tile_in(from, row, to);
       else
-        tile_in_edge(from, row, tile.in_rows, tile.in_columns, to);
+        tile_in_edge(from, row, part.in_rows, part.in_columns, to);
     }
   }
 
@@ -290,9 +269,9 @@ class Transformed {
 
 constexpr size_t kProductsBytes = kPoints * kProductPoint * sizeof(float);  // [36][tile][32]
 
-// One block of outputs of up to kGroup tiles from `first` on, the t-th and following of `in`.
+// One block of outputs of up to kGroup parts from `first` on, the t-th and following of `in`.
 template <class Numbers>
-void tiles_of_block(const RowsJob<float>& job, const Tiles& tiles, int64_t first, int64_t count, int64_t block,
+void parts_of_block(const RowsJob<float>& job, const Parts& parts, int64_t first, int64_t count, int64_t block,
                     const Transformed<Numbers>& in, int64_t t, float* products) {
   const int64_t kernel = Numbers::kernel_elements(blocks_of(job.layer.in_channels));
   const auto* weights = static_cast<const typename Numbers::Element*>(job.layer.weight) + block * kPoints * kernel;
@@ -300,64 +279,96 @@ void tiles_of_block(const RowsJob<float>& job, const Tiles& tiles, int64_t first
   float values[kBlock];
   const float* bias = load_bias(job.layer, block, values);
   const int64_t row = job.out.pitch * kBlock;
+  float* to = job.out.data + block * job.out.plane;
   for (int64_t n = 0; n < count; ++n) {
     const typename Numbers::Products from(products + n * kBlock, weights, kernel, in.scale(t + n));
-    const Tile tile = tiles[first + n];
-    float* to = job.out.data + block * job.out.plane + tile.out;
-    if (tile.out_rows == 4 && tile.out_columns == 4)
-      tile_out(from, bias, to, row);
+    const Part& part = parts[first + n];
+    if (!part.alone && parts.target(part.first).outputs == kAllOutputs)
+      tile_out(from, bias, to + parts.target(part.first).out, row);
     else
-      tile_out_edge(from, bias, to, row, tile.out_rows, tile.out_columns);
+      part_out(from, bias, to, row, parts, part);
   }
 }
 
 template <class Numbers>
 size_t winograd_scratch(const Conv3x3Layer& layer) {
-  return kProductsBytes + Transformed<Numbers>::bytes(blocks_of(layer.in_channels), kGroup);
+  return kProductsBytes + Parts::bytes(layer, kGroup) +
+         Transformed<Numbers>::bytes(blocks_of(layer.in_channels), kGroup);
 }
 
 // All of a job in one thread. scratch: winograd_scratch<Numbers>(layer) bytes.
 template <class Numbers>
 void winograd_rows(const RowsJob<float>& job, void* scratch) {
   const Tiles tiles{job};
-  float* products = static_cast<float*>(scratch);
-  Transformed<Numbers> in(static_cast<char*>(scratch) + kProductsBytes, blocks_of(job.layer.in_channels), kGroup);
+  char* memory = static_cast<char*>(scratch);
+  float* products = reinterpret_cast<float*>(memory);
+  Parts parts(memory += kProductsBytes, job.layer, kGroup);
+  Transformed<Numbers> in(memory + Parts::bytes(job.layer, kGroup), blocks_of(job.layer.in_channels), kGroup);
   in_even_parts(tiles.total(), kGroup, [&](int64_t first, int64_t count) {
-    for (int64_t t = 0; t < count; ++t) in.put(t, job, tiles[first + t]);
-    for (int64_t b = job.block_begin; b < job.block_end; ++b)
-      tiles_of_block(job, tiles, first, count, b, in, 0, products);
+    parts.clear();
+    for (int64_t t = first; t < first + count; ++t) parts.add(tiles[t], equal_inputs(job, tiles[t]), job.in.pitch);
+    in_even_parts(parts.count(), kGroup, [&](int64_t begin, int64_t together) {
+      for (int64_t t = 0; t < together; ++t) in.put(t, job, parts[begin + t]);
+      for (int64_t b = job.block_begin; b < job.block_end; ++b)
+        parts_of_block(job, parts, begin, together, b, in, 0, products);
+    });
   });
   for (int64_t m = 0; m < job.maps; ++m)
     for (int64_t b = job.block_begin; b < job.block_end; ++b) job.out_of(m).zero_borders(b, job.out_row, job.count);
 }
 
+// What winograd_together works in.
+template <class Numbers>
+struct TogetherMemory {
+  size_t equal, parts, transformed;
+  int64_t at_once;  // parts; in an image, those that tie add less than half
+
+  TogetherMemory(const Conv3x3Layer& layer, int64_t tiles)
+      : equal((tiles * sizeof(Equal) + 63) / 64 * 64),
+        parts(Parts::bytes(layer, tiles)),
+        at_once(layer.keep_ties ? tiles + tiles / 2 + 16 : tiles) {
+    transformed = Transformed<Numbers>::bytes(blocks_of(layer.in_channels), at_once);
+  }
+};
+
 template <class Numbers>
 size_t winograd_together_bytes(const Conv3x3Layer& layer, int64_t maps, int64_t height, int64_t width) {
-  const int64_t tiles = maps * ((height + 3) / 4) * ((width + 3) / 4);
-  return Transformed<Numbers>::bytes(blocks_of(layer.in_channels), tiles);
+  const TogetherMemory<Numbers> memory(layer, maps * ((height + 3) / 4) * ((width + 3) / 4));
+  return memory.equal + memory.parts + memory.transformed;
 }
 
-// A job that all threads do together: each transforms a share of the tiles, then makes blocks of outputs, or parts of
+// A job that all threads do together: each transforms a share of the parts, then makes blocks of outputs, or shares of
 // them where there are more threads than blocks. memory: winograd_together_bytes<Numbers>(..) bytes.
 template <class Numbers>
 void winograd_together(const RowsJob<float>& job, void* memory, const Parallel& parallel) {
   const Tiles tiles{job};
-  const int64_t total = tiles.total(), blocks = job.block_end - job.block_begin;
-  Transformed<Numbers> in(memory, blocks_of(job.layer.in_channels), total);
-  parallel(total, [&](int64_t begin, int64_t end) {
-    for (int64_t t = begin; t < end; ++t) in.put(t, job, tiles[t]);
+  const TogetherMemory<Numbers> sizes(job.layer, tiles.total());
+  char* at = static_cast<char*>(memory);
+  Equal* equal = reinterpret_cast<Equal*>(at);
+  Parts parts(at += sizes.equal, job.layer, tiles.total());
+  Transformed<Numbers> in(at + sizes.parts, blocks_of(job.layer.in_channels), sizes.at_once);
+  parallel(tiles.total(), [&](int64_t from, int64_t to) {
+    for (int64_t t = from; t < to; ++t) equal[t] = equal_inputs(job, tiles[t]);
   });
-  const int64_t fit = (total + kGroup - 1) / kGroup, wanted = (parallel.threads + blocks - 1) / blocks;
-  const int64_t parts = wanted <= fit ? fit : least(wanted, (total + kPixels - 1) / kPixels);
-  parallel(blocks * parts, [&](int64_t begin, int64_t end) {
-    float* products = static_cast<float*>(scratch(Scratch::worker, kProductsBytes));
-    for (int64_t k = begin; k < end; ++k) {
-      const int64_t block = job.block_begin + k / parts, part = k % parts;
-      const int64_t first = part * total / parts, until = (part + 1) * total / parts;
-      tiles_of_block(job, tiles, first, until - first, block, in, first, products);
-      for (int64_t m = part * job.maps / parts; m < (part + 1) * job.maps / parts; ++m)
-        job.out_of(m).zero_borders(block, job.out_row, job.count);
-    }
+  for (int64_t t = 0; t < tiles.total(); ++t) parts.add(tiles[t], equal[t], job.in.pitch);
+
+  const int64_t blocks = job.block_end - job.block_begin;
+  in_even_parts(parts.count(), sizes.at_once, [&](int64_t begin, int64_t total) {
+    parallel(total, [&](int64_t from, int64_t to) {
+      for (int64_t t = from; t < to; ++t) in.put(t, job, parts[begin + t]);
+    });
+    const int64_t fit = (total + kGroup - 1) / kGroup, wanted = (parallel.threads + blocks - 1) / blocks;
+    const int64_t shares = wanted <= fit ? fit : least(wanted, (total + kPixels - 1) / kPixels);
+    parallel(blocks * shares, [&](int64_t from, int64_t to) {
+      float* products = static_cast<float*>(scratch(Scratch::worker, kProductsBytes));
+      for (int64_t k = from; k < to; ++k) {
+        const int64_t block = job.block_begin + k / shares, share = k % shares;
+        const int64_t first = share * total / shares, until = (share + 1) * total / shares;
+        parts_of_block(job, parts, begin + first, until - first, block, in, first, products);
+        for (int64_t m = share * job.maps / shares; m < (share + 1) * job.maps / shares; ++m)
+          job.out_of(m).zero_borders(block, job.out_row, job.count);
+      }
+    });
   });
 }
 

@@ -74,12 +74,12 @@ struct Int16Numbers {
     float largest;
   };
 
-  static TileScale scale(const Rows<float>& in, int64_t in_blocks, const Tile& tile) {
-    const float* from = in.data + tile.in;
+  static TileScale scale(const Rows<float>& in, int64_t in_blocks, const Part& part) {
+    const float* from = in.data + part.in;
     const int64_t row = in.pitch * kBlock;
-    const uint32_t bits = tile.in_columns == 6
-                              ? largest_bits(from, in.plane, in_blocks, row, tile.in_rows, 6)
-                              : largest_bits(from, in.plane, in_blocks, row, tile.in_rows, tile.in_columns);
+    const uint32_t bits = part.in_columns == 6
+                              ? largest_bits(from, in.plane, in_blocks, row, part.in_rows, 6)
+                              : largest_bits(from, in.plane, in_blocks, row, part.in_rows, part.in_columns);
     TileScale found;
     std::memcpy(&found.largest, &bits, sizeof bits);
     return found;

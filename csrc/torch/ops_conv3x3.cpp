@@ -136,7 +136,8 @@ std::tuple<Tensor, Tensor> conv3x3_max_pool2x2(const Tensor& x, const Tensors& w
                                                const std::optional<Tensor>& image_of_pass) {
   constexpr const char* op = "conv3x3_max_pool2x2";
   const auto on_device = guard(x);
-  const Stage stage(op, x, weights, biases, switches, image_of_pass);
+  Stage stage(op, x, weights, biases, switches, image_of_pass);
+  for (Conv3x3Layer& layer : stage.layers) layer.keep_ties = stage.dtype == Dtype::float32;  // the first of them wins
   if (stage.height % 2 || stage.width % 2) fail(op, "x must have an even height and width, got ", text(shape_of(x)));
   const int64_t maps = stage.x.size(0), h = stage.height / 2, w = stage.width / 2, channels = stage.out_channels();
   Tensor y = empty_map(stage.x, {maps, channels, h, w});
