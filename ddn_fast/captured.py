@@ -151,9 +151,14 @@ class CudaGraphs:
 
         Where the device ends a capture with an error, CUDAGraph.capture_end raises before it tells torch's allocators
         that recording is over. They would refuse the pool to any other graph, keep all memory that several streams have
-        used, and go on asking this graph which streams are recorded: so they are told here, and the graph stays.
+        used, and go on asking this graph which streams are recorded: so they are told here, and the graph stays. The
+        generator of the device's random numbers, which belongs to the whole process, would refuse every draw until some
+        recording succeeds: so one of next to nothing does.
         """
-        pool, _ = self._places.pop(place)
+        pool, beside = self._places.pop(place)
         self._refused.append(graph)
         with contextlib.suppress(RuntimeError):  # they know: the function itself failed, or this torch has told them
             torch._C._cuda_endAllocateToPool(self._device.index, pool)
+        nothing = torch.cuda.graph(torch.cuda.CUDAGraph(), stream=beside, capture_error_mode="thread_local")
+        with contextlib.suppress(RuntimeError), nothing:
+            torch.cuda._sleep(0)

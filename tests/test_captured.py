@@ -153,13 +153,17 @@ def recordings(captured: Captured) -> int:
 
 
 class Allocator:
-    """Of torch.cuda what CudaGraphs takes, and torch's rule: a pool being recorded to is recorded to by no other."""
+    """Of torch.cuda what CudaGraphs takes, and torch's rules: a pool being recorded to is recorded to by no other, and
+    whoever draws random numbers is refused while something is recorded.
+    """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.recorded_to: set[int] = set()
         self.pools = 0
+        self.refuses_draws = False
         for name in ("current_stream", "device", "stream", "Stream", "graph_pool_handle", "CUDAGraph", "graph"):
             monkeypatch.setattr(torch.cuda, name, getattr(self, name))
+        monkeypatch.setattr(torch.cuda, "_sleep", lambda _cycles: None)
         monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", self.end, raising=False)
 
     def current_stream(self, _device: object = None) -> Any:
@@ -182,15 +186,17 @@ class Allocator:
         return self.pools
 
     @contextlib.contextmanager
-    def graph(self, _graph: Any, pool: int, stream: Any, capture_error_mode: str) -> Iterator[None]:
+    def graph(self, _graph: Any, pool: int = 0, *, stream: Any, capture_error_mode: str) -> Iterator[None]:
         if pool in self.recorded_to:
             raise RuntimeError("beginAllocateToPool: already recording to mempool_id")
         self.recorded_to.add(pool)
+        self.refuses_draws = True
         try:
             yield
         except RuntimeError as error:  # before the allocator is told
             raise RuntimeError("operation failed due to a previous error during capture") from error
         self.recorded_to.remove(pool)
+        self.refuses_draws = False
 
     def end(self, _device: int | None, pool: int) -> None:
         if pool not in self.recorded_to:
@@ -212,6 +218,7 @@ def test_after_a_recording_that_the_device_refused_others_are_recorded(monkeypat
     refused, good = Captured(waits, graphs), Captured(lambda x: x * 2, graphs)
     for _ in range(2):
         assert torch.equal(refused(torch.ones(2)), torch.full((2,), 2.0))
+        assert not allocator.refuses_draws
         assert torch.equal(good(torch.ones(2)), torch.full((2,), 2.0))
     assert (recordings(refused), recordings(good)) == (0, 1)
     assert not allocator.recorded_to
@@ -372,6 +379,7 @@ def test_a_function_that_waits_for_the_device_is_run_as_it_is(cuda: str, caplog:
         for _ in range(2):
             assert torch.equal(captured(x), x * 6)
             assert torch.cuda.current_stream() == here
+        torch.rand(2, device=cuda)  # the generator knows that nothing is recorded any more
         recorded = Captured(lambda x: x + 1, captured._recorder)
         assert torch.equal(recorded(x), x + 1)
     assert "runs as it is" in caplog.text
