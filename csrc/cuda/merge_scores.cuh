@@ -3,9 +3,9 @@
 //
 // Two kernels. The first makes the normalised scores, one thread a pixel of the network's output, and the filter's
 // table (resize_taps.h), one thread a row or column of the result. The second resizes and compares, one thread a pixel
-// of the result, 32 neighbours a warp: its taps overlap those of the next, so scores come from the caches. Bytes: d
-// read, scores (K+1)*S*S written and read once from memory, y written; work taps^2 * (K+1) a pixel, 25 where the map
-// grows. Threads: 256 a block.
+// of the result, 32 neighbours a warp: its taps overlap those of the next, so scores come from the caches. NaN is in
+// all planes, as in their sum: background. Bytes: d read, scores (K+1)*S*S written and read once from memory, y
+// written; work taps^2 * (K+1) a pixel, 25 where the map grows. Threads: 256 a block.
 #pragma once
 #include "cuda/dev.cuh"
 #include "params.h"
@@ -65,9 +65,7 @@ DDN_GLOBAL void merge_scores_kernel(const MergeScoresLaunch<T> p) {
       for (int tx = 0; tx < p.taps; ++tx) across += p.weight[column + tx] * from[p.index[column + tx]];
       value += p.weight[row + ty] * across;
     }
-    const bool above = value > best || k == 0;
-    if (above) label = static_cast<int>(k);
-    if (above || value != value) best = value;  // NaN beats everything and is no label of its own
+    if (value > best || k == 0) best = value, label = static_cast<int>(k);
   }
   p.y[item] = static_cast<uint8_t>(label);
 }

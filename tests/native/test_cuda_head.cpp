@@ -177,6 +177,19 @@ void test_merge(const MergeShape& s, double margin, bool extreme = false) {
     }
 }
 
+// NaN of any pass is in all scores of its pixel, as in their sum: background.
+void test_merge_of_nan() {
+  std::vector<float> difference = {9, 9, 9, 9, 1, 1, NAN, 1, 2, 2, 2, 2};  // [3,2,2]
+  const std::vector<uint8_t> wanted = {2, 2, 0, 2};
+  std::vector<uint8_t> y(4, 0xee);
+  MergeScoresParams p{};
+  p.difference = difference.data(), p.y = y.data(), p.dtype = Dtype::float32;
+  p.classes = 2, p.side = p.square = p.height = p.width = 2;
+  run(cuda::merge_scores, cuda::merge_scores_workspace_bytes, p);
+  for (size_t i = 0; i < y.size(); ++i)
+    if (y[i] != wanted[i]) differs("merge_scores of NaN", static_cast<int64_t>(i), y[i], wanted[i]);
+}
+
 }  // namespace
 
 int main(int count, char** arguments) {
@@ -199,5 +212,6 @@ int main(int count, char** arguments) {
     test_merge<double>(s, 1e-12);
   }
   test_merge<float>({3, 6, 6, 6, 6}, -1, true);  // all scores exactly 0: equal shares, and the first wins
+  test_merge_of_nan();
   std::puts("ok");
 }
