@@ -129,10 +129,11 @@ class Run:
         ):
             self.parts = ["build", *self.parts]
         bad = False
-        for part in (part for part in PARTS if part in self.parts):
+        parts = [part for part in PARTS if part in self.parts]
+        for part in parts:
             if part == "probe" and self.machine.get("capability") != [9, 0] and not self.arguments.smoke:
                 continue
-            for step in self.steps(part, work):
+            for step in self.steps(part, work, part == parts[-1]):
                 record = self.step(step, part)
                 record["part"] = part
                 if step.name == "profile" and record["status"] in ("ok", "failed"):
@@ -170,9 +171,9 @@ class Run:
             found["TORCH_CUDA_ARCH_LIST"] = self.arguments.archs
         return found
 
-    def steps(self, part: str, work: Path) -> Iterator[Step]:
+    def steps(self, part: str, work: Path, last: bool) -> Iterator[Step]:
         """The processes of a part."""
-        yield from (smoke_steps if self.arguments.smoke else gpu_steps)(part, work, self.left(), len(self.parts) == 1)
+        yield from (smoke_steps if self.arguments.smoke else gpu_steps)(part, work, self.left(), last)
 
     def step(self, step: Step, part: str) -> dict[str, Any]:
         """Run one process; what became of it."""
@@ -208,8 +209,8 @@ class Run:
         temporary.replace(self.path)
 
 
-def gpu_steps(part: str, work: Path, left: float, alone: bool) -> Iterator[Step]:
-    """The processes of a part on a GPU machine. `alone`: it has the whole budget."""
+def gpu_steps(part: str, work: Path, left: float, last: bool) -> Iterator[Step]:
+    """The processes of a part on a GPU machine. `last`: all that is left of the budget is its own."""
     python = sys.executable
     if part == "build":
         yield Step("build", [python, "setup.py", "build_ext", "--inplace"], 420)
@@ -226,9 +227,9 @@ def gpu_steps(part: str, work: Path, left: float, alone: bool) -> Iterator[Step]
         options = ["-v", "--tb=short", "-m", "gpu", "-p", "no:cacheprovider", "-o", "faulthandler_timeout=90"]
         for path in test_files():
             command = [python, "-m", "pytest", *options, str(path.relative_to(ROOT))]
-            yield Step(path.stem, command, 300, 0.6 if alone else 0.3)
+            yield Step(path.stem, command, 300, 0.6 if last else 0.3)
     elif part == "ops":
-        seconds = left if alone else min(120.0, 0.4 * left)
+        seconds = left if last else min(120.0, 0.4 * left)
         command = [
             python,
             str(HERE / "ops.py"),
@@ -241,17 +242,19 @@ def gpu_steps(part: str, work: Path, left: float, alone: bool) -> Iterator[Step]
         ]
         yield Step("ops", command, seconds, results="ops-*.json")
     elif part == "end_to_end":
-        seconds = left - 60 if alone else 0.5 * left
+        seconds = left - 60 if last else 0.5 * left
         command = [python, str(HERE / "end_to_end_cuda.py"), "--out", str(work), "--budget", f"{seconds - 15:.0f}"]
         yield Step("end_to_end", command, seconds, results="end_to_end-*.json")
         few = ["--images", "64", "--samples", "3"]
         command = [python, str(HERE / "predict.py"), "--device", "cuda", "--out", str(work), *few]
-        yield Step("predict", command, 90, 1.0 if alone else 0.3, results="predict-*.json")
+        yield Step("predict", command, 90, 1.0 if last else 0.3, results="predict-*.json")
     elif part == "sanitize":
         every = [python, str(HERE / "gpu_every_op.py")]
         for tool, share in (("memcheck", 0.4), ("racecheck", 0.5), ("synccheck", 0.8)):
-            options = ["--report-api-errors", "no"] if tool == "memcheck" else []  # torch asks what it need not know
-            sanitizer = [program("compute-sanitizer") or "", "--tool", tool, "--error-exitcode", "9", *options]
+            options = ["--tool", tool, "--error-exitcode", "9", *OUR_KERNELS]
+            if tool == "memcheck":
+                options += ["--report-api-errors", "no"]  # torch asks what it need not know
+            sanitizer = [program("compute-sanitizer") or "", *options]
             yield Step(tool, [*sanitizer, *every], 300, share, "compute-sanitizer", None, NO_CACHE)
     elif part == "profile":
         ncu = [program("ncu") or "", "--profile-from-start", "off", "--clock-control", "none"]
@@ -273,11 +276,12 @@ def relative(folder: str, pattern: str) -> list[Path]:
 
 
 HOPPER = "-gencode=arch=compute_90a,code=sm_90a"  # all that the probe is for
+OUR_KERNELS = ["--kernel-name", "kernel_substring=ddn"]  # the vendor's, many and large, are its own affair
 NO_CACHE = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}  # each tensor an allocation of its own: nothing beside it is its
 NCU_SECTIONS = ("SpeedOfLight", "LaunchStats", "Occupancy")
 
 
-def smoke_steps(part: str, work: Path, left: float, alone: bool) -> Iterator[Step]:
+def smoke_steps(part: str, work: Path, left: float, last: bool) -> Iterator[Step]:
     """Every part on any machine: what needs a GPU is left to the CPU, made small or only listed."""
     python, quick = sys.executable, ["--quick", "--out", str(work)]
     commands = {

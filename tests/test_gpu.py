@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import end_to_end_cuda
 import gpu
 import gpu_table
 import groups_conv
@@ -22,7 +23,6 @@ import pytest
 import stock
 import timing
 import torch
-from end_to_end_cuda import SCENARIOS
 from groups import Setting
 from stock_network import StockNetwork
 from test_engine import CONFIGS, random_net, some_passes
@@ -172,6 +172,20 @@ def test_no_step_begins_without_time_and_none_gets_more_than_its_share(
     assert {step["status"] for step in report["steps"].values()} == {"left out"}
 
 
+def test_the_last_part_gets_all_that_is_left_though_a_build_came_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu, "probe", lambda: {"gpu": "Some GPU", "capability": [9, 0]})
+    monkeypatch.setattr(gpu, "is_built", lambda _: False)
+    told: list[tuple[str, bool]] = []
+    monkeypatch.setattr(gpu, "gpu_steps", lambda part, _work, _left, last: told.append((part, last)) or ())
+    for parts in (["end_to_end"], ["ops", "build", "test"], []):
+        told.clear()
+        gpu.Run(arguments(tmp_path, part=parts, smoke=False)).everything(tmp_path)
+        wanted = [part for part in gpu.PARTS if part in (parts or gpu.PARTS) or part == "build"]
+        assert told == [(part, part == wanted[-1]) for part in wanted]
+
+
 def test_parts_run_apart_stand_in_one_report(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick_probe: None
 ) -> None:
@@ -197,6 +211,7 @@ def test_steps_of_a_gpu_machine_are_programs_and_files_that_exist(tmp_path: Path
             scripts = [word for word in step.command if word.endswith((".py", ".cu"))]
             assert scripts or step.name in ("info", "probe")
             assert all((ROOT / script).is_file() for script in scripts)
+            assert part != "sanitize" or "kernel_substring=ddn" in step.command
     names = [path.stem for path in gpu.test_files()]
     assert {"test_ops", "test_ops_inference", "test_runtime", "test_captured"} <= set(names)
 
@@ -353,7 +368,7 @@ def test_the_table_fits_what_comes_back() -> None:
 
 
 def test_scenarios_have_the_passes_they_are_named_for() -> None:
-    for name, batches in SCENARIOS.items():
+    for name, batches in end_to_end_cuda.SCENARIOS.items():
         images, wanted = int(name.split(",")[0].removeprefix("B=")), float(name.split(", ")[1].split()[0])
         assert {len(batch) for batch in batches} == {images}
         counts = [passes_of(count) for batch in batches for count in batch]
