@@ -18,6 +18,7 @@ import gpu
 import gpu_table
 import groups_conv
 import machine
+import networks
 import ops as op_benchmark
 import pytest
 import stock
@@ -413,6 +414,29 @@ def test_a_group_that_fails_on_cuda_is_noted_and_the_next_runs(monkeypatch: pyte
     assert len(failures) == 3
     assert all("merge_group" in failure and "out of memory" in failure for failure in failures)
     assert sum(bool(rows) for rows, _ in found) == 3
+
+
+def test_where_stock_pytorch_cannot_be_compiled_it_is_measured_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = networks.make
+
+    def make(name: str, model: Any, ops: Any, compiled: bool, mode: str) -> Any:
+        def refused(*_: Any) -> None:
+            raise RuntimeError(f"no {mode}")
+
+        return refused if compiled else made(name, model, ops, False)
+
+    monkeypatch.setattr(networks, "make", make)
+    scenario = "B=1, 1 pass, alone"
+    options = ["--quick", "--device", "cpu", "--rivals", networks.STOCK_BEST, "--scenarios", scenario]
+    monkeypatch.setattr(sys, "argv", ["end_to_end_cuda.py", *options, "--out", str(tmp_path)])
+    assert end_to_end_cuda.main() == 1
+    (path,) = tmp_path.iterdir()
+    report = json.loads(path.read_text())
+    assert [line.rsplit(" ", 1)[1] for line in report["failed"]] == ["max-autotune", "default"]
+    assert report["method"]["compile"] == "max-autotune, then default, then none"
+    assert report["scenarios"][0]["rivals"][networks.STOCK_BEST]["compile"] == "none"
 
 
 @torch.no_grad()
