@@ -103,18 +103,17 @@ class CaffeModel:
             self._file = io.FileIO(self.path)
         except (OSError, ValueError) as error:  # ValueError: a NUL in the path
             raise WeightsError(f"{self.path}: cannot read: {error}") from error
-        try:
-            self.size = os.fstat(self._file.fileno()).st_size
-            if not self.size:
-                raise self._damaged(0, "the file is empty")
-            self._map = mmap.mmap(self._file.fileno(), self.size, access=mmap.ACCESS_COPY)
+        with contextlib.ExitStack() as opened:  # closed at once where the file is none; the map has a descriptor, too
+            opened.enter_context(self._file)
+            try:
+                self.size = os.fstat(self._file.fileno()).st_size
+                if not self.size:
+                    raise self._damaged(0, "the file is empty")
+                self._map = opened.enter_context(mmap.mmap(self._file.fileno(), self.size, access=mmap.ACCESS_COPY))
+            except OSError as error:
+                raise WeightsError(f"{self.path}: cannot map: {error}") from error
             self._read_top()
-        except OSError as error:
-            self._file.close()
-            raise WeightsError(f"{self.path}: cannot map: {error}") from error
-        except WeightsError:
-            self._file.close()
-            raise
+            opened.pop_all()
 
     def __enter__(self) -> CaffeModel:
         return self

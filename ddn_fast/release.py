@@ -165,11 +165,12 @@ def _verify_tied(model: CaffeModel, problems: list[str]) -> None:
         if not blobs or math.prod(blobs[0].shape) != math.prod(weight.shape):
             problems.append(f"{back}: wanted the {list(weight.shape)} weights of {forward}")
         elif back == "cls-score-voc-bp":
-            if not torch.equal(model.tensor(blobs[0]).flatten(1).T, model.tensor(weight).flatten(1)):
+            classes, channels = weight.shape[:2]  # of a 1x1 kernel; the other blob may have any axes
+            if not torch.equal(model.tensor(blobs[0]).view(channels, classes).T, model.tensor(weight)[:, :, 0, 0]):
                 problems.append(f"{back}: differs from {forward} (transposed)")
         elif not _same_bytes(model, blobs[0], weight):
             problems.append(f"{back}: differs from {forward}")
-        if len(blobs) > 1 and bool(model.tensor(blobs[1]).any()):
+        if len(blobs) > 1 and 0 not in blobs[1].shape and bool(model.tensor(blobs[1]).any()):
             problems.append(f"{back}: wanted a bias of zeros")
 
 

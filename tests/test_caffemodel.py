@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import os
 import subprocess
 import sys
@@ -91,6 +92,19 @@ def test_a_tied_layer_that_differs_is_named_when_asked(tmp_path: Path, layers: l
         WeightsError, match=r"cls-score-voc-bp: differs .*fc7-bp: differs .*bias of zeros.*fc6-bp: differs"
     ):
         read_caffemodel(path, verify_tied=True)
+
+
+def test_tied_layers_may_have_any_axes(tmp_path: Path, layers: list[writer.Layer]) -> None:
+    for name in ("cls-score-voc-bp", "fc7-bp", "fc6-bp"):
+        blob = by_name(layers, name).blobs[0]
+        blob.shape, blob.form = (math.prod(blob.shape),), "shape"
+    path = written(tmp_path, layers)
+    read_caffemodel(path, verify_tied=True)
+    by_name(layers, "cls-score-voc-bp").blobs[0].data.flat[0] += 1  # type: ignore[union-attr]
+    strange = writer.Blob((2**31 - 1,) * 20 + (0,), np.zeros(0), "shape")
+    by_name(layers, "fc7-bp").blobs = [by_name(layers, "fc7-bp").blobs[0], strange]
+    with pytest.raises(WeightsError, match=r"DecoupledNet: cls-score-voc-bp: differs from .* \(transposed\)$"):
+        read_caffemodel(written(tmp_path, layers), verify_tied=True)
 
 
 @pytest.mark.parametrize("remainder", [0, 1, 2, 3, None])
@@ -237,6 +251,18 @@ def test_what_is_no_file_is_a_named_error(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(caffemodel.io, "FileIO", refuse)
     with pytest.raises(WeightsError, match="Permission denied"):
         read_caffemodel(GOLDEN)
+
+
+@pytest.mark.parametrize("data", [b"", b"\x0b", b"\x12\xff", b"\x12\x00"])
+def test_what_is_no_caffemodel_is_let_go_of_at_once(tmp_path: Path, data: bytes) -> None:
+    """While its error is held, too: a map has a descriptor of its own."""
+    path = tmp_path / "file"
+    path.write_bytes(data)
+    with pytest.raises(WeightsError) as error:
+        CaffeModel(path)
+    links = [link for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
+    assert not [link for link in links if str(path) in str(link.readlink())]
+    assert str(path) in str(error.value)
 
 
 def test_file_that_shrinks_while_it_is_read_is_a_named_error(tmp_path: Path, layers: list[writer.Layer]) -> None:
