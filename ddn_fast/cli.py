@@ -152,8 +152,10 @@ def _add_evaluate(commands: Any) -> None:
 def _evaluate(arguments: argparse.Namespace) -> int:
     from .data.voc import VocFolder
     from .evaluate import evaluate
-    from .files import write_atomic
+    from .files import check_writable, write_atomic
 
+    if arguments.json:
+        check_writable(arguments.json)
     model, _ = _load(arguments)
     result = evaluate(
         model,

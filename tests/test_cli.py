@@ -459,6 +459,28 @@ def test_evaluate_prints_a_table_and_writes_json(weights, tmp_path, capsys):
     assert "wanted the network's classes ['ant', " in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("none/figures.json", "No such file or directory"), (".", "Is a directory"), ("file/a", "Not a directory")],
+)
+def test_evaluate_looks_whether_it_can_write_before_it_runs(tmp_path, capsys, monkeypatch, name, message):
+    monkeypatch.setattr("ddn_fast.cli._load", lambda _: pytest.fail("loaded"))
+    (tmp_path / "file").write_text("")
+    assert run("evaluate", "--data", tmp_path, "--weights", tmp_path, "--json", tmp_path / name) == 2
+    printed = capsys.readouterr()
+    assert message in printed.err
+    assert str(tmp_path / name) in printed.err
+    assert printed.out == ""
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_figures_of_an_earlier_run_stay_until_there_are_new_ones(weights, tmp_path):
+    (tmp_path / "figures.json").write_text("old")
+    assert run("evaluate", "--data", tmp_path, "--weights", weights, "--json", tmp_path / "figures.json") == 2
+    assert (tmp_path / "figures.json").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["figures.json"]
+
+
 def test_evaluate_refuses_a_mask_of_another_size(weights, tmp_path, capsys):
     root = voc_folder(tmp_path / "voc", [random_mask(seed, 20, 30) for seed in range(2)])
     write_image(root / "JPEGImages/1.png", 1, 30, 20)
