@@ -217,6 +217,37 @@ def test_results_of_a_run_are_no_images(weights, photos, capsys):
     assert len(find_images([photos])) == 4 + 8
 
 
+def touch(root: Path, *names: str) -> None:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+
+
+@pytest.mark.parametrize("lists", [("scores.jsonl", "run.json"), ("scores.jsonl",), ("run.json",), ()])
+def test_results_are_known_by_both_lists_beside_them(tmp_path, lists):
+    """What else lies beside the lists are images, and so is all in folders of those names with one of them or none."""
+    images = ["a.jpg", "deep/masks/b.png", "masks.old/c.png", "other/overlays/d.jpg", "e/f/g.png"]
+    pictures = ["masks/a.png", "masks/more/a.png", "overlays/a.jpg"]
+    touch(tmp_path / "run", *images, *pictures, *lists, ".hidden/h.jpg", ".i.jpg", "masks/.j.png")
+    wanted = [*images, *([] if len(lists) == 2 else pictures)]
+    assert find_images([tmp_path]) == sorted(tmp_path / "run" / name for name in wanted)
+    assert find_images([tmp_path / "run"]) == sorted(tmp_path / "run" / name for name in wanted)
+    assert find_images([tmp_path / "run/masks"]) == [tmp_path / "run" / name for name in pictures[:2]]
+
+
+@pytest.mark.parametrize("name", ["out", "./other/../out", "link", "{}/out"])
+def test_the_folder_that_is_written_to_is_left_out_whatever_it_is_called(tmp_path, monkeypatch, name):
+    """Without the lists of a run in it, as it is before the first one; other folders of its name are not."""
+    touch(tmp_path, "a.jpg", "out/b.jpg", "out/masks/c.png", "other/out/d.jpg", "outer/e.jpg")
+    (tmp_path / "link").symlink_to("out")
+    monkeypatch.chdir(tmp_path)
+    exclude = Path(name.format(tmp_path))
+    wanted = [Path("a.jpg"), Path("other/out/d.jpg"), Path("outer/e.jpg")]
+    assert find_images(["."], exclude) == wanted
+    assert find_images([tmp_path], exclude) == [tmp_path / path for path in wanted]
+    assert find_images(["out"], exclude) == [Path("out/b.jpg"), Path("out/masks/c.png")]  # as it was asked for
+
+
 def test_a_folder_that_cannot_be_read_is_left_out_with_a_warning(photos, monkeypatch):
     scandir = os.scandir
 

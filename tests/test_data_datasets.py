@@ -88,6 +88,14 @@ def test_unknown_tags_reach_the_sample(folder: VocFolder) -> None:
     assert sample["labels"].tolist() == [1, -1, 0]
 
 
+def test_labels_are_the_callers_to_change(folder: VocFolder) -> None:
+    tags = {image_id: np.array([1, 0, -1], np.int8) for image_id in folder.ids("all")}
+    dataset = ClassificationItems(folder, ["a", "b"], tags, new_side=20, side=16, shuffle=False)
+    dataset[0]["labels"].fill_(7)
+    tags["b"][:] = 7
+    assert [dataset[n]["labels"].tolist() for n in (0, 1)] == [[1, 0, -1]] * 2
+
+
 @BOTH
 def test_every_epoch_is_another_permutation(folder: VocFolder, make) -> None:
     count = len(make(folder))
