@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from mat_writer import element, fields, mat_file, numbers, sbd_file, write_sbd
+from mat_writer import element, fields, head, mat_file, numbers, sbd_file, write_sbd
 from voc_writer import mask_of, write_voc
 
 from ddn_fast.cli import main
@@ -54,9 +54,10 @@ def broken() -> dict[str, tuple[bytes, str]]:
     whole = mat_file(struct_, compressed=False)
     huge = struct.pack("<II", 14, 2**32 - 8)
     lies = element(14, struct_[8:64])
+    nothing = element(14, head(9, (0, *[2**31 - 1] * 20), "", "<") + element(2, b""))
     bomb = zlib.compress(b"\0" * (matfile.MAX_BYTES + 1))
     return {
-        "empty": (b"", "version 5"),
+        "no bytes": (b"", "version 5"),
         "hdf5": (b"MATLAB 7.3 MAT-file".ljust(126) + b"IM", "version 5"),
         "text": (b"x" * 300, "version 5"),
         "no variable": (mat_file(numbers(MASK, "x")), "'GTcls', found none"),
@@ -65,6 +66,8 @@ def broken() -> dict[str, tuple[bytes, str]]:
         "no field": (mat_file(fields("GTcls", {"a": numbers(MASK)})), "'Segmentation', found a"),
         "complex": (mat_file(fields("GTcls", {"Segmentation": numbers(MASK, flags=0x800)})), "real numbers"),
         "of doubles": (mat_file(fields("GTcls", {"Segmentation": numbers(MASK.astype(float))})), "uint8, got float64"),
+        "empty": (mat_file(fields("GTcls", {"Segmentation": numbers(MASK[:0])})), "HxW uint8|empty"),
+        "empty and huge": (mat_file(fields("GTcls", {"Segmentation": nothing})), "HxW uint8|empty"),
         "unknown label": (sbd_file(MASK + np.uint8(1)), "labels 0 to 20, got 21"),
         "cut short": (whole[:-40], "bytes where"),
         "a length beyond the end": (whole[:128] + huge, "bytes where"),

@@ -157,4 +157,6 @@ def _numbers(data: memoryview, order: str, what: str) -> NDArray[Any]:
     stored = np.dtype(order + _TYPES[kind])
     if math.prod(shape) * stored.itemsize != len(values):
         raise DataError(f"{what}: damaged: {len(values)} bytes for an array {shape} of {stored.itemsize} bytes each")
+    if not len(values):  # numpy has bounds on the shape, even of nothing
+        raise DataError(f"{what}: wanted numbers, got an empty array of shape {shape}")
     return np.frombuffer(values, stored).reshape(shape, order="F").astype(target)
