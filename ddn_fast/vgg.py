@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import safetensors.torch
 import torch
@@ -60,11 +60,11 @@ def load_vgg16(model: DecoupledNet, path: str | Path, convention: str = "torchvi
             shape = list(wanted.shape)
             if module.startswith("classifier") and kind == "weight":
                 shape = [shape[0], wanted[0].numel()]
-            if not isinstance(value, Tensor) or not value.is_floating_point():
-                problems.append(f"{module}.{kind}: wanted a float tensor {shape}, got {type(value).__name__}")
+            if not _is_float(value):
+                problems.append(f"{module}.{kind}: wanted a float tensor {shape}, got {_kind(value)}")
             elif list(value.shape) != shape:
                 problems.append(f"{module}.{kind}: wanted {shape}, got {list(value.shape)}")
-            elif not torch.stack(torch.aminmax(value)).isfinite().all():
+            elif not torch.stack(torch.aminmax(value.float())).isfinite().all():
                 problems.append(f"{module}.{kind}: holds NaN or infinity")
             else:
                 loaded[f"{name}.{kind}"] = value.reshape(wanted.shape)
@@ -97,18 +97,42 @@ def fold_input(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     return scaled.flip(1).to(torch.float32), moved.to(torch.float32)
 
 
+def _is_float(value: Any) -> TypeGuard[Tensor]:
+    """Whether it is a tensor of ordinary memory: torch's files may hold sparse ones, and some without values."""
+    return (
+        isinstance(value, Tensor)
+        and value.dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+        and value.layout == torch.strided
+        and value.device.type == "cpu"
+    )
+
+
+def _kind(value: Any) -> str:
+    if not isinstance(value, Tensor):
+        return type(value).__name__
+    return f"{value.dtype}, {value.layout}, on {value.device.type}"
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
         if path.suffix == ".safetensors":
             with torch.device("cpu"):  # as in weights.py
                 return dict(safetensors.torch.load_file(path))
-        # torchvision's own download is of torch's older format, which cannot be mapped
-        values = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        zipped = zipfile.is_zipfile(path)  # torchvision's own download is not: torch's older format, not to be mapped
+        packed = zipped and _is_packed(path)
+        values = None if packed else torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except (OSError, SafetensorError) as error:
         raise WeightsError(f"{path}: cannot read VGG-16 weights: {type(error).__name__}: {error}") from error
     except Exception as error:  # a damaged file raises anything out of torch.load, with advice to load it unsafely
         wanted = "wanted an undamaged file of torch.save that holds tensors and nothing else"
         raise WeightsError(f"{path}: cannot read VGG-16 weights: {type(error).__name__}: {wanted}") from error
+    if packed:  # mapped, its bytes would be taken for values; and what they unpack to has no bound
+        raise WeightsError(f"{path}: wanted a file as torch.save writes it, got one whose parts are compressed")
     if not isinstance(values, dict):
         raise WeightsError(f"{path}: wanted a state dict, got {type(values).__name__}")
     return values
+
+
+def _is_packed(path: Path) -> bool:
+    with zipfile.ZipFile(path) as archive:
+        return any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,36 @@ def test_wrong_vgg16_is_named_and_changes_nothing(model: DecoupledNet, tmp_path:
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     with pytest.raises(InputError, match="convention"):
         weights.load_vgg16(model, tmp_path / "vgg.pth", "pytorch")
+
+
+def test_tensors_without_ordinary_values_are_named(model: DecoupledNet, tmp_path: Path) -> None:
+    """Files of torch.save may hold them, and they are shaped as the others."""
+    state = vgg16_state()
+    state["features.0.bias"] = state["features.0.bias"].to(torch.float8_e4m3fn)
+    state["features.2.bias"] = state["features.2.bias"].to_sparse()
+    state["features.5.bias"] = state["features.5.bias"].to("meta")
+    state["features.7.bias"] = state["features.7.bias"].double() * 1e300
+    torch.save(state, tmp_path / "vgg.pth")
+    with pytest.raises(WeightsError) as error:
+        weights.load_vgg16(model, tmp_path / "vgg.pth")
+    for text in (
+        "features.0.bias: wanted a float tensor [4], got torch.float8_e4m3fn, torch.strided, on cpu",
+        "features.2.bias: wanted a float tensor [4], got torch.float32, torch.sparse_coo, on cpu",
+        "features.5.bias: wanted a float tensor [4], got torch.float32, torch.strided, on meta",
+        "features.7.bias: holds NaN or infinity",
+    ):
+        assert text in str(error.value)
+
+
+def test_a_file_that_was_compressed_is_refused(model: DecoupledNet, tmp_path: Path) -> None:
+    """Its parts cannot be mapped, and may unpack to anything."""
+    good, path = tmp_path / "good.pth", tmp_path / "vgg.pth"
+    torch.save(vgg16_state(), good)
+    with zipfile.ZipFile(good) as parts, zipfile.ZipFile(path, "w") as archive:
+        for part in parts.infolist():
+            archive.writestr(part.filename, parts.read(part), zipfile.ZIP_DEFLATED)
+    with pytest.raises(WeightsError, match=r"vgg\.pth: wanted a file as torch\.save writes it, got .* compressed"):
+        weights.load_vgg16(model, path)
 
 
 class Evil:
