@@ -125,7 +125,8 @@ def kind_of(source: object) -> str:
 def load_mask(path: str | Path, classes: int) -> Array:
     """Read a mask as HxW uint8 labels: a palette or 8-bit grey PNG with values 0..`classes` and 255.
 
-    Raises DataError if the file is missing, damaged, not such a PNG, or holds another label.
+    Of a palette the indices count, whatever the colours. Raises DataError if the file is missing, damaged, not such a
+    PNG, or holds another label; and for a palette of VOC's colours in another order (see :func:`_renumbered`).
     """
     path = Path(path)
     picture = _decode(path, DataError, ("PNG",), MAX_PIXELS, lambda picture: picture)
@@ -137,9 +138,31 @@ def load_mask(path: str | Path, classes: int) -> Array:
         raise DataError(f"{path}: wanted a palette or 8-bit grey PNG, got mode {picture.mode}")
     mask = np.array(picture)
     present = np.bincount(mask.ravel(), minlength=256) > 0
+    if meant := _renumbered(picture, np.flatnonzero(present), classes):
+        raise DataError(
+            f"{path}: wanted labels as indices of the palette, got {np.flatnonzero(present).tolist()[:8]} in PASCAL "
+            f"VOC's colours of {meant[:8]}: has a program renumbered them? Save labels as indices, or as grey levels"
+        )
     if unknown := [label for label in range(classes + 1, VOID) if present[label]]:
         raise DataError(f"{path}: wanted labels 0 to {classes} and {VOID}, got {unknown[:8]}")
     return mask
+
+
+def _renumbered(picture: Image.Image, used: NDArray[np.int64], classes: int) -> list[int]:
+    """The labels that the colours of the indices `used` stand for, where they contradict these; else none.
+
+    Editors and optimizers that store a palette anew keep its colours and number them as they like. Palettes are free,
+    so colours speak only where all of the palette's are PASCAL VOC's for possible labels, a palette for this very
+    purpose, and no two of those used are the same.
+    """
+    if picture.mode != "P":
+        return []
+    colours = [tuple(colour) for colour in np.reshape(picture.getpalette("RGB") or [], (-1, 3)).tolist()]
+    label_of = {tuple(voc_palette()[label].tolist()): label for label in (*range(classes + 1), VOID)}
+    if not label_of.keys() >= set(colours):
+        return []
+    labels = [label_of[colours[index]] for index in used if index < len(colours)]
+    return [] if labels == used.tolist() or len(set(labels)) < len(used) else labels
 
 
 def _decode(

@@ -267,6 +267,63 @@ def test_palette_and_grey_masks_read_the_same_labels(tmp_path, mode):
         load_mask(tmp_path / "m.png", 19)
 
 
+def save_palette(path: Path, mask: np.ndarray, colours: np.ndarray) -> Path:
+    picture = Image.fromarray(mask)
+    picture.putpalette(np.ascontiguousarray(colours, np.uint8).tobytes())
+    picture.save(path)
+    return path
+
+
+@pytest.mark.parametrize("order", [[0, 15, 255], [15, 255, 0], [255, 8, 0], [15, 0], [3]])
+@pytest.mark.parametrize("padding", [0, 200])
+def test_a_renumbered_palette_is_a_named_error(tmp_path, order, padding):
+    """As editors store masks that were made with VOC's: the colours that occur here or elsewhere, in any order."""
+    index = np.resize(np.arange(len(order), dtype=np.uint8), (4, 5))
+    colours = np.concatenate([voc_palette()[[*order, 3]], np.zeros((padding, 3), np.uint8)])
+    path = save_palette(tmp_path / "m.png", index, colours)
+    wanted = rf"m\.png: wanted labels as indices of the palette, got \[0.*\] in PASCAL VOC's colours of \[{order[0]}"
+    with pytest.raises(DataError, match=wanted):
+        load_mask(path, 20)
+    assert load_image(path)[0, 0].tolist() == voc_palette()[order[0]].tolist()
+
+
+def test_a_mask_stored_anew_by_pillow_is_a_named_error(tmp_path):
+    mask = np.resize(np.array([0, 0, 0, 12, 12, 255], np.uint8), (12, 18))
+    save_mask(mask, tmp_path / "m.png")
+    with Image.open(tmp_path / "m.png") as picture:
+        picture.save(tmp_path / "optimized.png", optimize=True)
+        picture.convert("RGB").convert("P", palette=Image.Palette.ADAPTIVE).save(tmp_path / "converted.png")
+    for name in ("optimized", "converted"):
+        try:
+            assert np.array_equal(load_mask(tmp_path / f"{name}.png", 20), mask), name
+        except DataError as error:
+            assert "renumbered them" in str(error)  # noqa: PT017  # either outcome is right
+    with pytest.raises(DataError, match="renumbered"):
+        load_mask(tmp_path / "converted.png", 20)
+
+
+SWAPPED = voc_palette()[:, ::-1]  # blue first, by mistake
+
+
+@pytest.mark.parametrize(
+    ("labels", "colours"),
+    [
+        ([0, 1, 20, 255], voc_palette()),
+        ([0, 1, 2], voc_palette()[:3]),
+        ([0, 1, 4], SWAPPED),
+        ([0, 1, 4], SWAPPED[:21]),
+        ([1, 0, 2], [(0, 0, 0), (255, 0, 0), (0, 128, 0)]),  # not all are VOC's
+        ([0, 1], [(0, 0, 0), (0, 128, 0), (255, 0, 0)]),
+        ([0, 1, 2], [(0, 0, 0), tuple(voc_palette()[21]), (0, 128, 0)]),  # no label here
+        ([0, 1, 2], [(255, 255, 255), (0, 0, 0), (90, 90, 90)]),
+        ([0, 1, 2], [(0, 0, 0)] * 3),
+    ],
+)
+def test_indices_count_where_the_colours_are_not_surely_vocs(tmp_path, labels, colours):
+    mask = np.resize(np.array(labels, np.uint8), (4, 5))
+    assert np.array_equal(load_mask(save_palette(tmp_path / "m.png", mask, np.array(colours)), 20), mask)
+
+
 def test_colour_deep_and_one_bit_masks_are_named_errors(tmp_path):
     for name, array in {"rgb": np.zeros((3, 3, 3), np.uint8), "deep": np.zeros((3, 3), np.uint16)}.items():
         Image.fromarray(array).save(tmp_path / f"{name}.png")
