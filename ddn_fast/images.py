@@ -229,7 +229,7 @@ def _to_rgb(picture: Image.Image, path: Path) -> Image.Image:
     if picture.mode == "F":
         raise ImageError(f"{path}: wanted 8- or 16-bit samples, got floating point")
     if picture.mode.startswith("I"):
-        samples = np.array(picture).astype(np.int64)
+        samples = np.array(picture)
         if samples.min() < 0 or samples.max() > 65535:
             raise ImageError(f"{path}: wanted 8- or 16-bit samples, got values {samples.min()} to {samples.max()}")
         picture = Image.fromarray((samples >> 8).astype(np.uint8))

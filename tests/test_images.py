@@ -8,6 +8,7 @@ import os
 import struct
 import threading
 import time
+import tracemalloc
 import zlib
 from pathlib import Path
 
@@ -109,6 +110,20 @@ def test_modes_of_one_picture_all_load_as_rgb(tmp_path):
         assert image.dtype == np.uint8, path.name
         assert np.array_equal(image, expected), path.name
         image[0, 0] = 0  # it is the caller's
+
+
+def test_a_deep_picture_is_read_in_the_memory_that_one_large_counts_on(tmp_path):
+    """7 bytes a pixel; of Pillow's own, 2 for the picture, none is counted here."""
+    deep = np.arange(1000 * 1000, dtype=np.uint32).astype(np.uint16).reshape(1000, 1000)
+    Image.fromarray(deep).save(tmp_path / "a.png")
+    tracemalloc.start()
+    try:
+        image = load_image(tmp_path / "a.png")
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert np.array_equal(image[..., 1], deep >> 8)
+    assert peak < 7 * deep.size
 
 
 def test_cmyk_jpeg_loads_as_rgb(tmp_path):
