@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -86,7 +88,7 @@ class Evaluation:
         return {
             "images": self.images,
             "labels": self.labels,
-            "threshold": self.threshold,
+            "threshold": float(self.threshold),
             "mean_iu": _or_none(self.mean_iu),
             "pixel_accuracy": _or_none(self.pixel_accuracy),
             "mean_average_precision": _or_none(self.mean_average_precision),
@@ -249,15 +251,17 @@ def count(
     scores: list[NDArray[np.float32]] = []
     shown: list[NDArray[np.bool_]] = []
     total = len(pairs) if isinstance(pairs, Sequence) else None
-    for result in tqdm(results, total=total, desc="evaluate", unit="image", disable=not progress):
-        sample = waiting.popleft()
-        if sample.mask.shape != result.mask.shape:
-            raise DataError(
-                f"{source_name(sample.image)}: wanted a mask of its size {result.mask.shape}, got {sample.mask.shape}"
-            )
-        matrix += confusion(sample.mask, result.mask, len(classes))
-        scores.append(result.scores)
-        shown.append(np.isin(np.arange(len(classes)), sample.tags))
+    with contextlib.closing(results):  # its threads end here, whoever keeps an error
+        for result in tqdm(results, total=total, desc="evaluate", unit="image", disable=not progress):
+            sample = waiting.popleft()
+            if sample.mask.shape != result.mask.shape:
+                raise DataError(
+                    f"{source_name(sample.image)}: wanted a mask of its size {result.mask.shape}, "
+                    f"got {sample.mask.shape}"
+                )
+            matrix += confusion(sample.mask, result.mask, len(classes))
+            scores.append(result.scores)
+            shown.append(np.isin(np.arange(len(classes)), sample.tags))
     rows = len(scores), len(classes)
     return Counts(matrix, np.reshape(scores, rows).astype(np.float32), np.reshape(shown, rows).astype(bool))
 
@@ -266,7 +270,7 @@ def _pairs(data: Any, split: str | None, classes: tuple[str, ...]) -> Iterable[t
     if not isinstance(data, MaskedFolder):
         if split is not None:
             raise InputError(f"split: wanted only with a dataset folder, got {split!r} with {type(data).__name__}")
-        if not isinstance(data, Iterable):
+        if not isinstance(data, Iterable) or isinstance(data, str):
             raise InputError(f"data: wanted a dataset folder or (image, mask) pairs, got {type(data).__name__}")
         return data
     if split is None:
@@ -277,10 +281,15 @@ def _pairs(data: Any, split: str | None, classes: tuple[str, ...]) -> Iterable[t
 
 
 def _samples(pairs: Iterable[tuple[Source, Array | str | Path]], num_classes: int) -> Iterator[_Sample]:
-    for image, mask in pairs:
-        array = mask if isinstance(mask, np.ndarray) else load_mask(mask, num_classes)
-        if array.dtype != np.uint8 or array.ndim != 2:
-            raise DataError(f"{source_name(image)}: wanted a mask HxW uint8, got {array.dtype} {list(array.shape)}")
+    for pair in pairs:
+        try:
+            image, mask = pair
+        except (TypeError, ValueError):
+            raise InputError(f"data: wanted (image, mask) pairs, got {type(pair).__name__} among them") from None
+        array = load_mask(mask, num_classes) if isinstance(mask, str | os.PathLike) else mask
+        if not isinstance(array, np.ndarray) or array.dtype != np.uint8 or array.ndim != 2:
+            got = f"{array.dtype} {list(array.shape)}" if isinstance(array, np.ndarray) else type(array).__name__
+            raise DataError(f"{source_name(image)}: wanted a mask HxW uint8, got {got}")
         present = np.flatnonzero(np.bincount(array.ravel(), minlength=256))
         tags = [int(label) - 1 for label in present if label not in (0, VOID)]
         if tags and tags[-1] >= num_classes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -181,8 +182,9 @@ def test_average_precision_ranks_the_images_by_score(net):
 
 
 def test_result_is_json_without_nan_and_a_table(net):
-    result = evaluate(net, zip_pairs([random_mask(0, 12, 12)]))
+    result = evaluate(net, zip_pairs([random_mask(0, 12, 12)]), threshold=np.float32(0.5))
     values = json.loads(json.dumps(result.to_dict(), allow_nan=False))
+    assert values["threshold"] == 0.5
     assert values["average_precision"]["bee"] is None
     assert list(values["iu"]) == ["background", *CLASSES]
     assert values["mean_iu"] == pytest.approx(result.mean_iu)
@@ -203,6 +205,30 @@ def test_wrong_datasets_are_named_errors(net, tmp_path):
             evaluate(net, pairs)
     with pytest.raises(ImageError, match="no such file"):
         evaluate(net, [(tmp_path / "none.jpg", good)])
+
+
+def test_what_is_no_list_of_pairs_is_a_named_error(net):
+    image = random_image(0, 12, 12)
+    for data, message in (
+        ("VOC", r"data: wanted a dataset folder or \(image, mask\) pairs, got str"),
+        ([image], r"data: wanted \(image, mask\) pairs, got ndarray among them"),
+        ([7], r"data: wanted \(image, mask\) pairs, got int among them"),
+        ([(image, image, image)], r"data: wanted \(image, mask\) pairs, got tuple among them"),
+    ):
+        with pytest.raises(InputError, match=message):
+            evaluate(net, data)
+    with pytest.raises(DataError, match="wanted a mask HxW uint8, got list"):
+        evaluate(net, [(image, [[0]])])
+
+
+def test_an_error_that_is_kept_keeps_no_threads(net):
+    pairs = [(random_image(k, 12, 12), random_mask(0, 12, 13)) for k in range(4)]
+    evaluate(net, [(random_image(0, 9, 9), random_mask(0, 9, 9))], progress=True)  # begins a thread of tqdm's own
+    before = set(threading.enumerate())
+    with pytest.raises(DataError, match="wanted a mask of its size") as error:
+        evaluate(net, pairs, batch_size=1, progress=True)
+    assert set(threading.enumerate()) <= before
+    assert error.traceback
 
 
 def test_wrong_arguments_are_named_errors(net, tmp_path):
