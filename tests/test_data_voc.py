@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from PIL import Image
 from voc_writer import CLASSES, mask_of, save_grey, write_voc
 
 from ddn_fast.config import VOC_CLASSES
-from ddn_fast.data import VocFolder
+from ddn_fast.data import VocFolder, tags_from_masks
 from ddn_fast.data.voc import read_text
 from ddn_fast.errors import DataError, ImageError
 
@@ -116,6 +117,7 @@ def test_class_names_come_from_argument_then_file_then_voc(root: Path, tmp_path:
         ("", "wanted 1 to 254 class names, got 0"),
         ("".join(f"c{n}\n" for n in range(255)), "got 255"),
         ("background\ncat\n", "foreground classes only"),
+        ("cat\nBackground\n", "foreground classes only, got 'Background'"),
         ("../cat\n", "plain name"),
     ],
 )
@@ -252,6 +254,24 @@ def test_pictures_with_other_suffixes_are_warned_of_once(root: Path) -> None:
     with pytest.warns(UserWarning, match=r"JPEGImages: .*passed over 2 files .*, as 'x\.WEBP'") as caught:
         assert VocFolder(root).splits() == ("train", "val")
     assert len(caught) == 1
+
+
+def test_a_link_that_leads_nowhere_is_not_left_out_in_silence(root: Path) -> None:
+    for name in ("JPEGImages/d.png", "SegmentationClass/c.png"):
+        (root / name).symlink_to("../absent.png")
+    (root / "JPEGImages/e.png").symlink_to("e.png")
+    (root / "JPEGImages/f.png").symlink_to("a.png")
+    (root / "JPEGImages/g.png").symlink_to(".")
+    shutil.rmtree(root / "ImageSets")
+    folder = VocFolder(root)
+    assert folder.ids("all") == ("a", "b", "c", "d", "e", "f")
+    for image_id in "de":
+        for method in (folder.image, folder.image_size):
+            with pytest.raises(ImageError, match=rf"{image_id}\.png: "):
+                method(image_id)
+    for read in (folder.mask, lambda image_id: tags_from_masks(folder, [image_id], progress=False)):
+        with pytest.raises(DataError, match=r"SegmentationClass/c\.png: "):
+            read("c")
 
 
 def test_name_that_is_not_utf_8_is_a_named_error(root: Path) -> None:

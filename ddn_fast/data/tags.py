@@ -93,7 +93,10 @@ def tags_from_masks(
         for image_id in tqdm(ids, desc="labels of masks", unit="mask", disable=not progress, leave=False):
             path = folder.mask_path(image_id)
             assert path is not None
-            stat = path.stat()
+            try:
+                stat = path.stat()
+            except OSError as error:
+                raise DataError(f"{path}: cannot read: {error.strerror or error}") from error
             stamp = {"mask": folder.relative(path), "mtime_ns": stat.st_mtime_ns, "size": stat.st_size}
             entry = known.get(image_id)
             if entry is None or any(entry[key] != value for key, value in stamp.items()):

@@ -33,7 +33,7 @@ class VocFolder:
     ::
 
         JPEGImages/<id>.jpg|.jpeg|.png
-        SegmentationClass/<id>.png       palette or grey: 0 background, l + 1 for classes[l], 255 void
+        SegmentationClass/<id>.png       palette (its indices) or grey: 0 background, l + 1 for classes[l], 255 void
         SegmentationClassAug/<id>.png    preferred where it holds the id (the extended annotation, SBD)
         ImageSets/Segmentation/<split>.txt, ImageSets/Main/<split>.txt    one id per line
         classes.txt or labels.txt        one class per line, background not listed; without it the 20 VOC classes
@@ -262,9 +262,18 @@ def checked_classes(classes: Sequence[str], where: str) -> tuple[str, ...]:
     if len(set(names)) != len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise DataError(f"{where}: class {twice!r} occurs twice")
-    if names[0].lower() in ("background", "__background__"):
-        raise DataError(f"{where}: wanted the foreground classes only, got {names[0]!r}; label 0 is always background")
+    if background := [name for name in names if name.lower() in ("background", "__background__")]:
+        hint = "label 0 is always background"
+        raise DataError(f"{where}: wanted the foreground classes only, got {background[0]!r}; {hint}")
     return names
+
+
+def _may_be_file(entry: os.DirEntry[str]) -> bool:
+    """A file, or a link that leads nowhere: reading that says so, where leaving it out would say nothing."""
+    try:
+        return entry.is_file() or (entry.is_symlink() and not entry.is_dir())
+    except OSError:  # a link in circles
+        return True
 
 
 def images_of(folder: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> dict[str, Path]:
@@ -277,7 +286,7 @@ def images_of(folder: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> dict[
     found: dict[str, Path] = {}
     others: list[str] = []
     with os.scandir(folder) as entries:
-        for name in sorted(entry.name for entry in entries if entry.is_file()):
+        for name in sorted(entry.name for entry in entries if _may_be_file(entry)):
             stem, suffix = os.path.splitext(name)  # noqa: PTH122  (ten thousands of names)
             if suffix.lower() not in suffixes:
                 if suffix.lower() in ALL_IMAGE_SUFFIXES:
