@@ -50,12 +50,12 @@ def pair_labels(
     """
     if labels is None:
         return ((image, None) for image in images)
+    if isinstance(labels, np.ndarray):
+        labels = labels.tolist()
     if not isinstance(labels, Iterable):
         raise InputError(f"labels: wanted class names, got {type(labels).__name__}")
     if isinstance(labels, str):
         labels = [labels]
-    elif isinstance(labels, np.ndarray):
-        labels = labels.tolist()
     chosen: Iterable[list[int] | None]
     if isinstance(labels, Sequence | set | frozenset):
         if all(isinstance(entry, str) for entry in labels):
@@ -63,6 +63,8 @@ def pair_labels(
                 raise InputError("labels: wanted at least one class name, got an empty list")
             everywhere = class_indices(labels, classes)
             return ((image, everywhere) for image in images)
+        if not isinstance(labels, Sequence):
+            raise InputError(f"labels: wanted lists in the order of the images, got a {type(labels).__name__} of them")
         chosen = [_indices_of_image(entry, classes) for entry in labels]
         if isinstance(images, Sequence | np.ndarray) and len(images) != len(chosen):
             raise InputError(f"labels: wanted one list for each of {len(images)} images, got {len(chosen)}")

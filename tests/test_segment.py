@@ -306,7 +306,7 @@ def test_unknown_class_names_are_answered_with_the_closest(net, pictures):
     "labels",
     [
         [], 3, [["dog"], "fox"], [["dog"], 3], [["dog"]], [["dog"], ["fox"], None], [[0], [1]], [0, 1],
-        np.array([0, 1]),
+        np.array([0, 1]), np.array(7), {("dog",), ("fox",)}, frozenset({("dog",), None}),
     ],
 )  # fmt: skip
 def test_labels_that_do_not_fit_are_named_errors_before_anything_runs(net, pictures, labels):
