@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import unicodedata
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,9 @@ VOC_CLASSES = (
 MEAN_BGR = (104.00698793, 116.66876762, 122.67891434)
 TRAIN_MEAN_BGR = (104.008, 116.669, 122.675)
 
+MAX_SIDE = 4096  # an input of it takes 200 MB, a map of 64 channels 4 GB
+MAX_NAME = 255  # characters of a class's name
+
 POOLS = 5  # the encoder halves its input five times
 
 # Convolutions of the five encoder stages: VGG-16 (SPEC section 2).
@@ -29,7 +33,7 @@ class NetConfig:
     """Shape of a DecoupledNet. The defaults are the paper's network on PASCAL VOC.
 
     classes    names of the L classes, background not counted; label ``l + 1`` of a mask is ``classes[l]``
-    side       S, the input is S x S pixels; a multiple of 32
+    side       S, the input is S x S pixels; a multiple of 32, at most 4096
     widths     output channels of the five encoder stages (VGG-16: 64, 128, 256, 512, 512); the decoder mirrors them
     fc         channels of fc6 and fc7 (4096)
     bridge     channels of fc6-seg and fc7-seg (2048)
@@ -44,12 +48,19 @@ class NetConfig:
     fc_kernel: int = 7
 
     def __post_init__(self) -> None:
+        if isinstance(self.classes, str):
+            raise ConfigError(f"classes: wanted a sequence of names, got the text {self.classes!r}")
         object.__setattr__(self, "classes", tuple(self.classes))
         object.__setattr__(self, "widths", tuple(self.widths))
         if not 1 <= len(self.classes) <= 254:
             raise ConfigError(f"classes: wanted 1 to 254 names, got {len(self.classes)}")
         if any(not isinstance(name, str) or not name.strip() for name in self.classes):
             raise ConfigError(f"classes: wanted non-empty names, got {self.classes!r}")
+        if wrong := [name for name in self.classes if not _can_be_shown(name)]:
+            raise ConfigError(
+                f"classes: wanted names of at most {MAX_NAME} characters, none of them a control character, "
+                f"got {wrong[0][: MAX_NAME + 1]!r}"
+            )
         if len(set(self.classes)) != len(self.classes):
             raise ConfigError("classes: a name occurs twice")
         if len(self.widths) != POOLS:
@@ -60,6 +71,8 @@ class NetConfig:
             _positive("widths", width)
         if self.side % 32:
             raise ConfigError(f"side: wanted a multiple of 32, got {self.side}")
+        if self.side > MAX_SIDE:
+            raise ConfigError(f"side: wanted at most {MAX_SIDE}, got {self.side}")
         if self.grid < 1:
             raise ConfigError(f"fc_kernel: wanted at most side/32 = {self.map_side}, got {self.fc_kernel}")
 
@@ -96,6 +109,11 @@ class NetConfig:
             if not isinstance(values[name], list | tuple):
                 raise ConfigError(f"{name}: wanted a list, got {type(values[name]).__name__}")
         return cls(**values)
+
+
+def _can_be_shown(name: str) -> bool:
+    """Whether a name fits into a line of text: no line breaks, no other control characters, no half characters."""
+    return len(name) <= MAX_NAME and not any(unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp") for char in name)
 
 
 def _positive(name: str, value: Any) -> None:

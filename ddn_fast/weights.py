@@ -47,8 +47,8 @@ VGG_SUFFIXES = (".pth", ".pt", ".safetensors")
 def save(model: DecoupledNet, folder: str | Path, metadata: dict[str, Any] | None = None) -> None:
     """Write `model` into `folder` (made if need be) so that at every moment it holds the old network or the new one.
 
-    `metadata` is anything JSON can hold (recipe, metrics); :func:`read_metadata` gives it back. Weights in half
-    precision are widened to float32, which changes no value. Raises WeightsError when a tensor is float64, NaN or
+    `metadata` is a dict of anything JSON can hold (recipe, metrics); :func:`read_metadata` gives it back. Weights in
+    half precision are widened to float32, which changes no value. Raises WeightsError when a tensor is float64, NaN or
     infinite or when the folder cannot be written, InputError when `metadata` is not JSON.
     """
     folder = Path(folder)
@@ -109,12 +109,13 @@ def load(
     `side` and `classes` replace what the file says about the input side and the class names (as many as it has).
     On the CPU the parameters are views of the file wherever possible (read when first used, private when written to).
     With `fast` it is the network's drop-in for inference, computing in `dtype`: see :class:`FastDecoupledNet`.
-    Raises WeightsError: nothing there, damaged, of another format or width, NaN or infinity among the values.
+    Raises WeightsError: nothing there, damaged, of another format or width, NaN or infinity among the values; and
+    InputError for `classes` that are one text, for a `device` or a `dtype` that cannot be used.
     """
     if dtype is not None and not fast:
         raise InputError(f"dtype: wanted only with fast=True (the plain network has .to), got {dtype!r}")
     path = Path(path)
-    config, tensors, _ = _read(path, side, None if classes is None else tuple(classes))
+    config, tensors, _ = _read(path, side, _names(classes))
     raise_all(str(path), _not_finite(tensors))
     try:
         model = _assemble(config, tensors).to(device)
@@ -163,7 +164,7 @@ def convert(
     whose tied layers are compared too. Raises WeightsError (see :func:`load`); `destination` is then untouched.
     """
     source = Path(source)
-    names = None if classes is None else tuple(classes)
+    names = _names(classes)
     metadata: dict[str, Any] = {"source": source.name}
     if source.suffix in VGG_SUFFIXES:
         given = {"side": side, "classes": names}
@@ -178,6 +179,12 @@ def convert(
         model = _assemble(*read_caffemodel(source, side=side, classes=names, verify_tied=True))
     save(model, destination, metadata)
     return model
+
+
+def _names(classes: Sequence[str] | None) -> tuple[str, ...] | None:
+    if isinstance(classes, str):
+        raise InputError(f"classes: wanted a sequence of names, got the text {classes!r}")
+    return None if classes is None else tuple(classes)
 
 
 def _assemble(config: NetConfig, tensors: dict[str, Tensor]) -> DecoupledNet:
@@ -268,9 +275,13 @@ def _write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, s
 
 @contextlib.contextmanager
 def _open_safetensors(path: Path) -> Iterator[Any]:
-    if not path.is_file():
+    try:
+        there = path.is_file()
         below = path.parent / "weights"
-        hint = f"; pass {below}" if (below / WEIGHTS).is_file() else ""
+        hint = f"; pass {below}" if not there and (below / WEIGHTS).is_file() else ""
+    except OSError as error:
+        raise WeightsError(f"{path}: cannot read: {error}") from error
+    if not there:
         raise WeightsError(f"{path}: wanted a saved network, the file is missing{hint}")
     try:
         # older releases of safetensors make tensors on torch's default device, whatever they are told
@@ -281,6 +292,8 @@ def _open_safetensors(path: Path) -> Iterator[Any]:
 
 
 def _config_text(config: NetConfig, metadata: dict[str, Any] | None) -> tuple[str, str]:
+    if metadata is not None and not isinstance(metadata, dict):
+        raise InputError(f"metadata: wanted a dict, got {type(metadata).__name__}")
     document = {"format": FORMAT, "config": config.to_dict(), "metadata": metadata or {}}
     try:
         text = json.dumps(document, ensure_ascii=False, allow_nan=False)

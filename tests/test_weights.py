@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from ddn_fast import weights
 from ddn_fast.config import NetConfig
-from ddn_fast.errors import DDNError, InputError, WeightsError
+from ddn_fast.errors import ConfigError, DDNError, InputError, WeightsError
 from ddn_fast.network import DecoupledNet
 
 GOLDEN = Path(__file__).parent / "golden" / "tiny_a.caffemodel"
@@ -218,6 +218,8 @@ def test_what_is_no_saved_network_is_a_named_error(
     ):
         with pytest.raises(WeightsError, match=what):
             weights.load(path)
+    with pytest.raises(WeightsError, match="cannot read"):
+        weights.read_metadata(tmp_path / ("x" * 5000))
     run = tmp_path / "run"
     weights.save(other(), run / "weights")
     with pytest.raises(WeightsError, match=r"run/model.safetensors: .* missing; pass .*run/weights"):
@@ -227,6 +229,39 @@ def test_what_is_no_saved_network_is_a_named_error(
         weights.load(saved)
     with pytest.raises(WeightsError, match="cannot write"):
         weights.save(other(), tmp_path / "vgg.pth")  # a file stands there
+
+
+def test_metadata_that_is_no_dict_leaves_the_folder_alone(model: DecoupledNet, saved: Path) -> None:
+    for wrong in (["x"], "x", 7, []):
+        with pytest.raises(InputError, match=f"metadata: wanted a dict, got {type(wrong).__name__}"):
+            weights.save(other(), saved, wrong)  # type: ignore[arg-type]
+    assert same(model, weights.load(saved))
+
+
+def test_one_text_is_no_list_of_class_names(saved: Path, tmp_path: Path) -> None:
+    """Its letters would be."""
+    for call in (
+        lambda: weights.load(saved, classes="ab"),
+        lambda: weights.convert(GOLDEN, tmp_path / "net", classes="ab"),
+        lambda: NetConfig("ab"),  # type: ignore[arg-type]
+    ):
+        with pytest.raises((InputError, ConfigError), match="classes: wanted a sequence of names, got the text 'ab'"):
+            call()
+
+
+def test_a_configuration_that_could_only_fail_later_is_a_named_error(saved: Path) -> None:
+    for change, message in (
+        ({"side": 65536}, "side: wanted at most 4096, got 65536"),
+        ({"classes": ["a\nb", "c"]}, r"classes: wanted names .* got 'a\\nb'"),
+        ({"classes": ["a", "\ud800"]}, r"classes: wanted names .* got '\\ud800'"),
+        ({"classes": ["a", "b" * 500_000]}, "classes: wanted names of at most 255 characters, .* got 'b+'$"),
+    ):
+        edit(saved / "config.json", config=CONFIG.to_dict() | change)
+        with pytest.raises(WeightsError, match=message) as error:
+            weights.load(saved)
+        assert len(str(error.value)) < 1000
+    edit(saved / "config.json", config=CONFIG.to_dict() | {"classes": ["a\u200cb", "👩\u200d🌾 2"]})
+    assert weights.load(saved).config.num_classes == 2
 
 
 def test_metadata_that_is_no_json_leaves_the_folder_alone(model: DecoupledNet, saved: Path) -> None:
