@@ -85,6 +85,17 @@ def test_a_file_that_cannot_be_used_is_named_with_what_was_wanted(name: str, tmp
         read_mask(write(tmp_path / "a.mat", data))
 
 
+def test_what_a_file_unpacks_to_is_bounded_in_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other, wanted = numbers(np.zeros((1, 600)), "x"), fields("GTcls", {"Segmentation": numbers(MASK)})
+    path = write(tmp_path / "a.mat", mat_file(other, other, wanted))
+    monkeypatch.setattr(matfile, "MAX_BYTES", 2 * len(other) + len(wanted))
+    np.testing.assert_array_equal(read_mask(path), MASK)
+    for less in (1, len(wanted), len(wanted) + 1, len(other) + len(wanted)):
+        monkeypatch.setattr(matfile, "MAX_BYTES", 2 * len(other) + len(wanted) - less)
+        with pytest.raises(DataError, match=r"a\.mat: .*unpacks to more than"):
+            read_mask(path)
+
+
 def test_a_file_damaged_anywhere_gives_a_mask_or_a_named_error(tmp_path: Path) -> None:
     whole, rng = mat_file(fields("GTcls", {"Segmentation": numbers(MASK)}), compressed=False), random.Random(0)
     for _ in range(300):

@@ -59,9 +59,12 @@ def _field_of_file(raw: bytes, variable: str, field: str) -> NDArray[Any]:
     if len(raw) < _HEADER or raw[126:128] not in (b"IM", b"MI") or raw[:10] == b"MATLAB 7.3":
         raise DataError("wanted a MAT-file of version 5 (as MATLAB's -v6 and -v7 write)")
     order = "<" if raw[126:128] == b"IM" else ">"
+    left = MAX_BYTES
     for kind, data in _elements(memoryview(raw)[_HEADER:], order):
         if kind == _COMPRESSED:
-            kind, data = next(_elements(_unpacked(data), order), (0, memoryview(b"")))
+            plain = _unpacked(data, left)
+            left -= len(plain)
+            kind, data = next(_elements(plain, order), (0, memoryview(b"")))
         if kind != _MATRIX:
             continue
         parts = _elements(data, order)
@@ -96,13 +99,14 @@ def _elements(data: memoryview, order: str) -> Iterator[_Element]:
         at = end
 
 
-def _unpacked(data: memoryview) -> memoryview:
+def _unpacked(data: memoryview, most: int) -> memoryview:
+    """At most `most` bytes, of the MAX_BYTES that all of a file may unpack to."""
     stream = zlib.decompressobj()
     try:
-        plain = stream.decompress(data, MAX_BYTES)
+        plain = stream.decompress(data, most + 1)  # 0 would be no bound
     except zlib.error as error:
         raise DataError(f"damaged: {error}") from error
-    if not stream.eof:
+    if not stream.eof or len(plain) > most:
         raise DataError(f"damaged, or it unpacks to more than {MAX_BYTES} bytes")
     return memoryview(plain)
 
