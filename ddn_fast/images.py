@@ -44,7 +44,7 @@ Decoded = TypeVar("Decoded")
 
 VOID = 255
 EXIF_ORIENTATION = 0x0112  # the tag
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"})
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"})
 
 # Bounds on what a file may unpack to, checked on its header. The area is where Pillow, unasked, refuses.
 MAX_PIXELS = 178_956_970
@@ -135,7 +135,8 @@ def load_mask(path: str | Path, classes: int) -> Array:
     if colour == 0 and depth < 8:  # grey, whose values Pillow spreads over 0 to 255
         raise DataError(f"{path}: wanted a palette or 8-bit grey PNG, got grey of {depth} bit{'s' * (depth > 1)}")
     if picture.mode not in ("P", "L"):
-        raise DataError(f"{path}: wanted a palette or 8-bit grey PNG, got mode {picture.mode}")
+        hint = "; `ddn-fast import` reads masks in colours" if picture.mode in ("RGB", "RGBA") else ""
+        raise DataError(f"{path}: wanted a palette or 8-bit grey PNG, got mode {picture.mode}{hint}")
     mask = np.array(picture)
     present = np.bincount(mask.ravel(), minlength=256) > 0
     if meant := _renumbered(picture, np.flatnonzero(present), classes):

@@ -510,6 +510,13 @@ def test_a_saved_jpeg_keeps_colours_and_fine_detail(tmp_path):
     assert np.abs(load_image(tmp_path / "a.jpg").astype(int) - image).mean() < 6
 
 
+@pytest.mark.parametrize(("mode", "hint"), [("RGB", "; `ddn-fast import` reads masks in colours"), ("LA", "")])
+def test_a_mask_that_holds_no_labels_is_named_by_its_mode(tmp_path, mode, hint):
+    Image.new(mode, (4, 3)).save(tmp_path / "a.png")
+    with pytest.raises(DataError, match=f"a.png: wanted a palette or 8-bit grey PNG, got mode {mode}{hint}$"):
+        load_mask(tmp_path / "a.png", 3)
+
+
 def test_large_images_are_decoded_one_at_a_time(tmp_path, monkeypatch):
     monkeypatch.setattr(images, "LARGE_PIXELS", 100)
     paths = [write_image(tmp_path / f"{k}.png", k, *size) for k, size in enumerate([(20, 20), (20, 20), (5, 5)])]

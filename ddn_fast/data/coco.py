@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from ..errors import DataError
 from ..images import VOID
-from .importing import BACKGROUND_NAMES, Imported, Labelled, write_split
+from .importing import Imported, Labelled, write_split
 from .shapes import Shape, polygons, run_lengths
-from .voc import read_text
+from .voc import BACKGROUND_NAMES, read_text
 
 MAX_JSON_BYTES = 2 << 30
 _NUMBER, _NAME = (int,), (str,)

@@ -35,7 +35,6 @@ from .voc import (
 )
 
 MASKS = MASK_FOLDERS[1]
-BACKGROUND_NAMES = ("background", "_background_", "__background__")
 
 
 class Labelled(NamedTuple):

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from ..errors import DataError, ImageError
 from ..images import VOID, load_image, voc_palette
-from .importing import BACKGROUND_NAMES, MASKS, Imported, Labelled, write_split
-from .voc import IMAGE_FOLDER, check_same_size, images_of, numbered_lines
+from .importing import MASKS, Imported, Labelled, write_split
+from .voc import BACKGROUND_NAMES, IMAGE_FOLDER, check_same_size, images_of, numbered_lines
 
 FILE = "labelmap.txt"
 VOID_NAMES = ("void", "ignore", "ignored", "__ignore__", "unlabeled", "unlabelled")

@@ -22,6 +22,7 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 MASK_FOLDERS = ("SegmentationClassAug", "SegmentationClass")  # first that holds the id wins
 SPLIT_FOLDERS = ("Segmentation", "Main")
 CLASS_FILES = ("classes.txt", "labels.txt")
+BACKGROUND_NAMES = ("background", "_background_", "__background__")  # of label 0, which is no class
 ALL = "all"  # the one split of a folder without ImageSets
 
 MAX_TEXT_BYTES = 64 << 20
@@ -262,7 +263,7 @@ def checked_classes(classes: Sequence[str], where: str) -> tuple[str, ...]:
     if len(set(names)) != len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise DataError(f"{where}: class {twice!r} occurs twice")
-    if background := [name for name in names if name.lower() in ("background", "__background__")]:
+    if background := [name for name in names if name.lower() in BACKGROUND_NAMES]:
         hint = "label 0 is always background"
         raise DataError(f"{where}: wanted the foreground classes only, got {background[0]!r}; {hint}")
     return names
