@@ -317,6 +317,15 @@ def test_nan_and_infinity_reach_the_result(layout: Layout, isa: str) -> None:
         assert y[:, :, 10:, :2].isfinite().all()
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_unused_switch_bits_are_zero_whatever_the_input(layout: Layout, isa: str) -> None:
+    """What is padded with zero weights is NaN, too, where an input is infinite."""
+    case = make(Stage(1, (8, 37), 12, 12), layout)
+    for value in (torch.nan, torch.inf):
+        case.x[0, 3, 5, 5] = value
+        assert not (ops.conv3x3_max_pool2x2(*case)[1][..., -1] >> 2).any()
+
+
 def test_input_of_any_strides_and_alignment(isa: str) -> None:
     case = make(Stage(2, (8, 8), 8, 6), "direct")
     wanted = ops.conv3x3(*case)

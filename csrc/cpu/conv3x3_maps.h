@@ -130,19 +130,20 @@ DDN_INLINE UVec positions(const uint8_t* switches) {
   return (UVec{} + bits) >> switch_shifts() & 3;
 }
 
-// The reverse, into the first `bytes` bytes. Lanes of channels that do not exist must be 0.
-DDN_INLINE void store_positions(uint8_t* switches, UVec position, int bytes) {
+// The reverse, of `count` channels. Other lanes may hold anything: of infinite inputs the padding gives NaN.
+DDN_INLINE void store_positions(uint8_t* switches, UVec position, int count) {
   const UVec moved = position << switch_shifts();
 #if defined(__AVX512F__)
-  const uint32_t bits = static_cast<uint32_t>(_mm512_reduce_or_epi32((__m512i)moved));
+  uint32_t bits = static_cast<uint32_t>(_mm512_reduce_or_epi32((__m512i)moved));
 #else
   uint32_t bits = 0;
   for (int k = 0; k < kWidth; ++k) bits |= moved[k];
 #endif
-  std::memcpy(switches, &bits, bytes < kWidth / 4 ? bytes : kWidth / 4);
+  if (count < kWidth) bits &= (1u << 2 * count) - 1;
+  std::memcpy(switches, &bits, count < kWidth ? (count + 3) / 4 : kWidth / 4);
 }
 
-// The same of `count` channels, whose bytes may end with the map.
+// Positions of `count` channels, whose bytes may end with the map.
 DDN_INLINE UVec some_positions(const uint8_t* switches, int count) {
   if (count >= kWidth) return positions(switches);
   uint8_t bytes[kWidth / 4] = {};
@@ -294,7 +295,7 @@ void pool_rows(const Conv3x3Params& p, int64_t n, int64_t y, const Rows<E>& from
           position = (beats & (k + 1)) | (~beats & position);
         }
         store_some(to + c, best, count - c);
-        store_positions(switches + c / 4, position, (at_most_block(count - c) + 3) / 4);
+        store_positions(switches + c / 4, position, count - c);
       }
     }
   }
