@@ -112,6 +112,15 @@ def test_gradients_of_dense_and_of_dense_outer_are_those_of_the_products() -> No
             torch.testing.assert_close(got.double(), wanted, rtol=1e-5, atol=1e-5 * wanted.abs().max().item())
 
 
+def test_gradients_of_no_rows_are_there() -> None:
+    x, a, weight = (torch.ones(n, 37, requires_grad=True) for n in (0, 0, 33))
+    (ops.dense(x, weight).sum() + ops.dense_outer(a, x).sum()).backward()
+    assert x.grad is not None
+    assert a.grad is not None
+    assert x.grad.shape == a.grad.shape == (0, 37)
+    assert torch.equal(weight.grad, torch.zeros(33, 37))
+
+
 @pytest.mark.parametrize(
     "change", [{"bias": torch.zeros(33)}, {"relu": True}, {"weight": torch.zeros(33, 37).bfloat16()}]
 )
@@ -125,7 +134,7 @@ def test_gradients_of_dense_that_are_not_there_are_refused(change: dict[str, Any
 @pytest.mark.parametrize(
     ("a", "b", "message"),
     [
-        (torch.zeros(3), torch.zeros(3, 2), "a must be [D,R] with R at least 1, got [3]"),
+        (torch.zeros(3), torch.zeros(3, 2), "a must be [D,R], got [3]"),
         (torch.zeros(3, 2), torch.zeros(4, 2), "b must be [3,C] with C at least 1, got [4,2]"),
         (torch.zeros(3, 2).bfloat16(), torch.zeros(3, 2), "a must be Float, got BFloat16"),
         (torch.zeros(3, 2), torch.zeros(3, 2).double(), "b must be Float, got Double"),

@@ -55,7 +55,7 @@ Tensor dense_outer(const Tensor& a_any, const Tensor& b_any) {
   check_dtype(op, "a", a_any, ScalarType::Float);
   check_dtype(op, "b", b_any, ScalarType::Float);
   check_same_device(op, "b", b_any, a_any, "a");
-  if (a_any.dim() != 2 || a_any.size(1) < 1) fail(op, "a must be [D,R] with R at least 1, got ", text(shape_of(a_any)));
+  if (a_any.dim() != 2) fail(op, "a must be [D,R], got ", text(shape_of(a_any)));
   if (b_any.dim() != 2 || b_any.size(0) != a_any.size(0) || b_any.size(1) < 1)
     fail(op, "b must be [", a_any.size(0), ",C] with C at least 1, got ", text(shape_of(b_any)));
   const Tensor a = torch::stable::contiguous(a_any), b = torch::stable::contiguous(b_any);
