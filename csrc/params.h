@@ -20,7 +20,7 @@ DDN_HOST_DEVICE constexpr int64_t half_up(int64_t n) {
 struct NetworkInputParams {
   const uint8_t* image;  // [H,W,3] red, green, blue
   void* y;               // [3,S,S] blue, green, red
-  Dtype dtype;           // of y: float32 or bfloat16
+  Dtype dtype;           // of y: float32, bfloat16 or float16
   int64_t height;        // H
   int64_t width;         // W
   int64_t side;          // S

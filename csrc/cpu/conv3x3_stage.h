@@ -33,7 +33,7 @@ namespace {
 
 // Bands begin at multiples of it, and so do the steps within: every kernel's row_unit divides it.
 constexpr int64_t kUnit = 4;
-constexpr int64_t kSlack = 64;  // pixels after a plane that kernels of whole tiles (AMX: 16 pixels) may read or write
+constexpr int64_t kSlack = 64;  // pixels after a plane that kernels of whole tiles (AMX: 32 pixels) may read or write
 
 // Of p it reads the layers and the sizes of maps.
 template <class Kernel, class Io>

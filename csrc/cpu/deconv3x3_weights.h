@@ -1,8 +1,8 @@
 // Weights [C,3,3,O] of a 3x3 transposed convolution as Winograd's F(4x4, 3x3) wants them, and their gradient back.
 //
-//   forward   U[O/32][36][C/32][input][output]: of the convolution it equals, the kernel turned around (SPEC identity
-//   9) backward  U[C/32][36][O/32][input][output] with inputs and outputs swapped: the gradient's convolution gradient
-//   G^T u G of sums laid out as the forward weights are
+//   forward   U[O/32][36][C/32][input][output] of the convolution it equals, the kernel turned around (identity 9)
+//   backward  U[C/32][36][O/32][input][output] with inputs and outputs swapped: the gradient's convolution
+//   gradient  G^T u G of sums laid out as the forward weights are
 #pragma once
 #include "cpu/conv3x3_winograd.h"
 

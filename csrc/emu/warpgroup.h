@@ -6,8 +6,7 @@
 //   right sides changed too early      likewise; each warp of a warpgroup runs its share in its own time
 //   a missing fence of registers       those that were touched since the last one are remembered
 //   a missing fence of the proxies     products read a copy of shared memory that ordinary writes fill with NaN, and
-//   the
-//                                      writer's fence with what was written
+//                                      the writer's fence with what was written
 //   wrong descriptors                  they are decoded bit by bit; addresses begin at 1024, as a block's do
 #pragma once
 #include "emu/emu.h"

@@ -74,7 +74,6 @@ PYBIND11_MODULE(_C, m) {
   m.def(
       "cuda_isa", &cuda_isa,
       "The matrix instructions that the current CUDA device's convolutions use here and now: mma, a warp's, or wgmma, "
-      "a "
-      "warpgroup's, where sm_90a was built and the device has it; not above the environment variable DDN_MAX_CUDA_ISA. "
-      "None without a device or CUDA kernels.");
+      "a warpgroup's, where sm_90a was built and the device has it; not above the environment variable "
+      "DDN_MAX_CUDA_ISA. None without a device or CUDA kernels.");
 }
