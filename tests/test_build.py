@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -158,6 +159,21 @@ def test_only_the_seam_knows_torch() -> None:
 def test_instruction_sets_are_never_those_of_the_building_machine() -> None:
     build_files = [ROOT / "CMakeLists.txt", ROOT / "setup.py", *(ROOT / "cmake").glob("*.cmake")]
     assert not [path for path in build_files if "march=native" in path.read_text()]
+
+
+@pytest.mark.parametrize("source", sorted((CSRC / "cpu").glob("*_avx512.cpp")), ids=lambda source: source.stem)
+def test_a_variant_leaves_no_function_that_others_may_be_linked_to(source: Path, tmp_path: Path) -> None:
+    """Without optimisation either, which would inline most."""
+    compiler, nm = shutil.which("g++"), shutil.which("nm")
+    if compiler is None or nm is None or platform.machine() != "x86_64":
+        pytest.skip("no g++ and nm for x86-64")
+    sets = [f"-mavx512{name}" for name in ("f", "bw", "dq", "vl")]
+    flags = ["-std=c++20", "-O0", "-w", "-mfma", *sets, f"-I{CSRC}"]
+    status, output = run(compiler, *flags, "-c", source, "-o", tmp_path / "variant.o")
+    assert status == 0, output
+    symbols = subprocess.run([nm, "-C", tmp_path / "variant.o"], capture_output=True, text=True, check=True).stdout
+    assert " T ddn::" in symbols or " D ddn::" in symbols
+    assert not re.findall(r" [WVu] ddn::.*", symbols)
 
 
 # what nvcc makes of the kernels
