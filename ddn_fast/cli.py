@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 INTERRUPTED = 130
 CACHE_GB = 2.0
-ENGINE_DTYPES = {"cpu": "float32", "cuda": "bfloat16"}  # by default; float32: the labels of the plain network
+ENGINE_DTYPES = {"cpu": "float32", "cuda": "bfloat16"}  # by default; float32: exact, or nearly
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -8,7 +8,7 @@ import fcntl
 import os
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from .errors import InputError
@@ -35,6 +35,11 @@ def write_atomic(path: str | Path, data: bytes, durable: bool = False) -> None:
         if isinstance(error, OSError) and error.errno is not None:
             raise OSError(error.errno, error.strerror, str(path)) from error  # of the same subclass, by its number
         raise
+
+
+def write_lines(path: str | Path, lines: Iterable[str]) -> None:
+    """:func:`write_atomic` of each of `lines` and a line's end."""
+    write_atomic(path, "".join(f"{line}\n" for line in lines).encode())
 
 
 def check_writable(path: str | Path) -> None:

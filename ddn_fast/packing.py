@@ -85,7 +85,7 @@ def conv3x3_layout(dtype: torch.dtype, isa: str, in_channels: int) -> Layout:
     Winograd's rounding is twice a plain sum's and differs from place to place within a tile. Values hardly show it; but
     where an image is constant, as in its padding, the four values of a pooling window tie exactly, and the first must
     win. So :func:`ddn_fast.ops.conv3x3_max_pool2x2` computes what ties alone in float32
-    (``csrc/cpu/conv3x3_tiles.h``): that engine is there for label maps that do not differ.
+    (``csrc/cpu/conv3x3_tiles.h``): that engine is there for label maps that hardly ever differ.
     """
     if (isa == "amx_bf16" and dtype == torch.bfloat16) or (isa == CUDA and dtype.itemsize == 2):
         return "pairs"

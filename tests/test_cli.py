@@ -7,13 +7,14 @@ import json
 import subprocess
 import sys
 import threading
-import time
 import tracemalloc
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from at_once import Place
 from PIL import Image
 from test_evaluate import random_mask, voc_folder
 from tiny_net import CLASSES, random_image, tiny_net, write_image
@@ -233,32 +234,13 @@ def test_pictures_are_written_while_the_network_runs(photos, tmp_path, monkeypat
 
 def test_large_pictures_are_drawn_one_at_a_time(tmp_path, monkeypatch):
     monkeypatch.setattr(images, "LARGE_PIXELS", 100)
-    inside, most, lock = [0], [0], threading.Lock()
-
-    def slow(_path: Path) -> None:
-        with lock:
-            inside[0] += 1
-            most[0] = max(most[0], inside[0])
-        time.sleep(0.05)
-        with lock:
-            inside[0] -= 1
-
+    place = Place()
     for side, wanted in ((20, 1), (5, 2)):
-        most[0] = 0
         mask = np.zeros((side, side), np.uint8)
-        result = SimpleNamespace(mask=mask, error=None, labels=[], classes=(), scores=(), save_png=slow)
-        barrier = threading.Barrier(2)
-
-        def draw(name, result=result, barrier=barrier):
-            barrier.wait(20)
-            cli_predict._write(result, tmp_path / name, name, tmp_path, overlays=False)
-
-        threads = [threading.Thread(target=draw, args=(name,)) for name in "ab"]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(20)
-        assert most[0] == wanted
+        picture = {"mask": mask, "error": None, "labels": [], "classes": (), "scores": ()}
+        result = SimpleNamespace(**picture, save_png=lambda _path: place.stay())
+        calls = [partial(cli_predict._write, result, tmp_path / name, name, tmp_path, overlays=False) for name in "ab"]
+        assert place.most_of(calls) == wanted
 
 
 def test_a_second_run_does_not_read_its_own_output(weights, photos):

@@ -109,6 +109,13 @@ def test_an_export_becomes_a_dataset_folder(tmp_path: Path, capsys: pytest.Captu
     ]
 
 
+def test_two_lists_do_not_become_one_split(tmp_path: Path) -> None:
+    source = write_export(tmp_path / "export", {"default": ["a"], "train": ["b"]})
+    with pytest.raises(DataError, match=r"lists 'default' and 'train' would be one; name another split"):
+        import_label_map(source, tmp_path / "voc", progress=False)
+    assert list(import_label_map(source, tmp_path / "voc", split="more", progress=False)) == ["train", "more"]
+
+
 def test_masks_without_lists_are_one_split_of_images_elsewhere(tmp_path: Path) -> None:
     source = write_export(tmp_path / "export", {"default": ["a", "b"]})
     (source / "ImageSets/Segmentation/default.txt").unlink()

@@ -7,9 +7,9 @@ import io
 import os
 import struct
 import threading
-import time
 import tracemalloc
 import zlib
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ import PIL
 import pytest
 import torch
 import torch.nn.functional as F
+from at_once import Place
 from PIL import Image
 from slow_resize import slow_imresize_axis
 from tiny_net import random_image, write_image
@@ -520,32 +521,15 @@ def test_a_mask_that_holds_no_labels_is_named_by_its_mode(tmp_path, mode, hint):
 def test_large_images_are_decoded_one_at_a_time(tmp_path, monkeypatch):
     monkeypatch.setattr(images, "LARGE_PIXELS", 100)
     paths = [write_image(tmp_path / f"{k}.png", k, *size) for k, size in enumerate([(20, 20), (20, 20), (5, 5)])]
-    inside, most, lock, load = [0], [0], threading.Lock(), images._to_rgb
+    place, load = Place(), images._to_rgb
 
     def slow(picture, path):
-        with lock:
-            inside[0] += 1
-            most[0] = max(most[0], inside[0])
-        time.sleep(0.05)
-        with lock:
-            inside[0] -= 1
+        place.stay()
         return load(picture, path)
 
     monkeypatch.setattr(images, "_to_rgb", slow)
     for chosen, wanted in ((paths[:2], 1), (paths[2:] * 2, 2)):
-        most[0] = 0
-        barrier = threading.Barrier(2)
-
-        def read(path, barrier=barrier):
-            barrier.wait(20)
-            load_image(path)
-
-        threads = [threading.Thread(target=read, args=(path,)) for path in chosen]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(20)
-        assert most[0] == wanted
+        assert place.most_of([partial(load_image, path) for path in chosen]) == wanted
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork")

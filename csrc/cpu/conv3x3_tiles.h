@@ -190,11 +190,6 @@ class Parts {
     for (int i = 0; i < 4; ++i) before_[i] = along_rows >> (4 * i + 3) & 1 ? part_of[4 * i + 3] : -1;
   }
 
-  void clear() {
-    parts_count_ = targets_count_ = 0;
-    for (int& part : before_) part = -1;
-  }
-
  private:
   Part* parts_;
   Target* targets_;

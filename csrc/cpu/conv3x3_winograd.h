@@ -302,10 +302,10 @@ void winograd_rows(const RowsJob<float>& job, void* scratch) {
   const Tiles tiles{job};
   char* memory = static_cast<char*>(scratch);
   float* products = reinterpret_cast<float*>(memory);
-  Parts parts(memory += kProductsBytes, job.layer, kGroup);
+  memory += kProductsBytes;
   Transformed<Numbers> in(memory + Parts::bytes(job.layer, kGroup), blocks_of(job.layer.in_channels), kGroup);
   in_even_parts(tiles.total(), kGroup, [&](int64_t first, int64_t count) {
-    parts.clear();
+    Parts parts(memory, job.layer, kGroup);
     for (int64_t t = first; t < first + count; ++t) parts.add(tiles[t], equal_inputs(job, tiles[t]), job.in.pitch);
     in_even_parts(parts.count(), kGroup, [&](int64_t begin, int64_t together) {
       for (int64_t t = 0; t < together; ++t) in.put(t, job, parts[begin + t]);
@@ -324,7 +324,7 @@ struct TogetherMemory {
   int64_t at_once;  // parts; in an image, those that tie add less than half
 
   TogetherMemory(const Conv3x3Layer& layer, int64_t tiles)
-      : equal((tiles * sizeof(Equal) + 63) / 64 * 64),
+      : equal(layer.keep_ties ? (tiles * sizeof(Equal) + 63) / 64 * 64 : 0),
         parts(Parts::bytes(layer, tiles)),
         at_once(layer.keep_ties ? tiles + tiles / 2 + 16 : tiles) {
     transformed = Transformed<Numbers>::bytes(blocks_of(layer.in_channels), at_once);
@@ -347,10 +347,12 @@ void winograd_together(const RowsJob<float>& job, void* memory, const Parallel& 
   Equal* equal = reinterpret_cast<Equal*>(at);
   Parts parts(at += sizes.equal, job.layer, tiles.total());
   Transformed<Numbers> in(at + sizes.parts, blocks_of(job.layer.in_channels), sizes.at_once);
-  parallel(tiles.total(), [&](int64_t from, int64_t to) {
-    for (int64_t t = from; t < to; ++t) equal[t] = equal_inputs(job, tiles[t]);
-  });
-  for (int64_t t = 0; t < tiles.total(); ++t) parts.add(tiles[t], equal[t], job.in.pitch);
+  if (job.layer.keep_ties)
+    parallel(tiles.total(), [&](int64_t from, int64_t to) {
+      for (int64_t t = from; t < to; ++t) equal[t] = equal_inputs(job, tiles[t]);
+    });
+  for (int64_t t = 0; t < tiles.total(); ++t)
+    parts.add(tiles[t], job.layer.keep_ties ? equal[t] : Equal{}, job.in.pitch);
 
   const int64_t blocks = job.block_end - job.block_begin;
   in_even_parts(parts.count(), sizes.at_once, [&](int64_t begin, int64_t total) {

@@ -21,7 +21,6 @@ from .shapes import Shape, polygons, run_lengths
 from .voc import BACKGROUND_NAMES, read_text
 
 MAX_JSON_BYTES = 2 << 30
-_NUMBER, _NAME = (int,), (str,)
 
 
 def import_coco(
@@ -43,9 +42,9 @@ def import_coco(
     """
     path = Path(annotations)
     tables = _tables(path)
-    numbers = _labels_of_categories(path, tables["categories"], classes)
-    names = tuple(name for name, _ in sorted(numbers.values(), key=lambda pair: pair[1]) if name is not None)
-    labels = {number: label for number, (_, label) in numbers.items()}
+    chosen = _classes(path, [row["name"] for row in sorted(tables["categories"], key=lambda row: row["id"])], classes)
+    label_of = {name: label for label, name in enumerate(chosen, 1)}
+    labels = {row["id"]: label_of.get(row["name"], 0) for row in tables["categories"]}
     found: dict[int, list[tuple[int, dict[str, Any]]]] = {image["id"]: [] for image in tables["images"]}
     for n, annotation in enumerate(tables["annotations"]):
         if annotation["image_id"] not in found:
@@ -58,22 +57,21 @@ def import_coco(
         for n, image in enumerate(tables["images"])
         if found[image["id"]]
     ]
-    result = write_split(out, names, split, entries, progress=progress)
+    result = write_split(out, chosen, split, entries, progress=progress)
     result.unlabelled = len(tables["images"]) - len(entries)
     return result
 
 
 def _tables(path: Path) -> dict[str, list[dict[str, Any]]]:
+    text = read_text(path, MAX_JSON_BYTES)
     try:
-        content = json.loads(read_text(path, MAX_JSON_BYTES))
+        content = json.loads(text)
     except (ValueError, RecursionError) as error:
-        if isinstance(error, DataError):
-            raise
         raise DataError(f"{path}: wanted COCO's JSON: {error}") from error
-    wanted: dict[str, dict[str, tuple[type, ...]]] = {
-        "categories": {"id": _NUMBER, "name": _NAME},
-        "images": {"id": _NUMBER, "file_name": _NAME},
-        "annotations": {"image_id": _NUMBER, "category_id": _NUMBER},
+    wanted: dict[str, dict[str, type]] = {
+        "categories": {"id": int, "name": str},
+        "images": {"id": int, "file_name": str},
+        "annotations": {"image_id": int, "category_id": int},
     }
     tables = {}
     for table, fields in wanted.items():
@@ -81,9 +79,9 @@ def _tables(path: Path) -> dict[str, list[dict[str, Any]]]:
         if not isinstance(rows, list):
             raise DataError(f"{path}: wanted COCO's JSON, with a list {table!r}")
         for n, row in enumerate(rows):
-            for name, types in fields.items():
-                if not isinstance(row, dict) or type(row.get(name)) not in types:
-                    raise DataError(f"{path}: {table}[{n}]: wanted {name!r}, {types[0].__name__}, got {_short(row)}")
+            for name, kind in fields.items():
+                if not isinstance(row, dict) or type(row.get(name)) is not kind:  # a bool is no number
+                    raise DataError(f"{path}: {table}[{n}]: wanted {name!r}, {kind.__name__}, got {_short(row)}")
         numbers = [row["id"] for row in rows] if "id" in fields else []
         if len(set(numbers)) < len(numbers):
             raise DataError(f"{path}: {table}: wanted ids that differ")
@@ -91,17 +89,13 @@ def _tables(path: Path) -> dict[str, list[dict[str, Any]]]:
     return tables
 
 
-def _labels_of_categories(
-    path: Path, categories: Sequence[Mapping[str, Any]], classes: Sequence[str] | None
-) -> dict[int, tuple[str | None, int]]:
-    """Of each category's number the class and its label, None and 0 where it is background."""
-    names = [row["name"] for row in sorted(categories, key=lambda row: row["id"])]
+def _classes(path: Path, categories: Sequence[str], classes: Sequence[str] | None) -> list[str]:
+    """Those of the categories that are classes, as `classes` chooses and orders them."""
     if classes is None:
-        classes = [name for name in names if name.lower() not in BACKGROUND_NAMES]
-    if unknown := [name for name in classes if name not in names]:
-        raise DataError(f"{path}: no category is called {unknown[0]!r}; there are {', '.join(map(repr, names))}")
-    order = {name: label for label, name in enumerate(classes, 1)}
-    return {row["id"]: (row["name"] if row["name"] in order else None, order.get(row["name"], 0)) for row in categories}
+        return [name for name in categories if name.lower() not in BACKGROUND_NAMES]
+    if unknown := [name for name in classes if name not in categories]:
+        raise DataError(f"{path}: no category is called {unknown[0]!r}; there are {', '.join(map(repr, categories))}")
+    return list(classes)
 
 
 def _labelled(

@@ -8,7 +8,7 @@ import csv
 import filecmp
 import io
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from .. import info
 from ..errors import DataError, DDNError
-from ..files import alone_in, write_atomic
+from ..files import alone_in, write_atomic, write_lines
 from ..images import save_mask
 from ..threads import in_order
 from .tags import CSV_NAME, csv_rows, mask_classes
@@ -121,7 +121,7 @@ def _begin(root: Path, classes: Sequence[str]) -> None:
         raise DataError(f"{root}: wanted a new folder, or one of an earlier import, got one without {path.name}")
     for name in (IMAGE_FOLDER, MASKS, "ImageSets/Main", "ImageSets/Segmentation"):
         (root / name).mkdir(parents=True, exist_ok=True)
-    write_atomic(path, "".join(f"{name}\n" for name in classes).encode())
+    write_lines(path, classes)
 
 
 def _targets(root: Path, labelled: Iterable[Labelled]) -> list[Path]:
@@ -178,9 +178,8 @@ def _write_tags(path: Path, classes: Sequence[str], rows: dict[str, Sequence[int
     write_atomic(path, text.getvalue().encode())
 
 
-def _write_list(path: Path, names: Iterable[str]) -> None:
-    lines = "".join(f"{name}\n" for name in sorted(names))
-    if lines:
-        write_atomic(path, lines.encode())
+def _write_list(path: Path, names: Collection[str]) -> None:
+    if names:
+        write_lines(path, sorted(names))
     else:
         path.unlink(missing_ok=True)  # a split is never empty

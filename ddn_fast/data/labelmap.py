@@ -107,6 +107,8 @@ def import_label_map(
     lists = sorted((folder / "ImageSets" / "Segmentation").glob("*.txt"))
     splits = {path.stem: [line for _, line in numbered_lines(path)] for path in lists} or {ONLY_SPLIT: sorted(masks)}
     if ONLY_SPLIT in splits:
+        if split != ONLY_SPLIT and split in splits:
+            raise DataError(f"{folder}: lists {ONLY_SPLIT!r} and {split!r} would be one; name another split (--split)")
         splits[split] = splits.pop(ONLY_SPLIT)
     found = {}
     for name, ids in splits.items():

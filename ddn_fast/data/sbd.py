@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from ..errors import DataError
-from ..files import write_atomic
+from ..files import write_lines
 from ..images import save_mask
 from .matfile import read_struct_field
 from .voc import MASK_FOLDERS, VocFolder, check_same_size, checked_id, numbered_lines
@@ -59,7 +59,7 @@ def add_sbd(root: str | Path, sbd: str | Path, *, progress: bool = True) -> Adde
             check_same_size(folder.image_size(image_id), mask, source)
             save_mask(mask, target)
     ids = sorted({*own, *more})
-    write_atomic(folder.root / f"ImageSets/Segmentation/{SPLIT}.txt", "".join(f"{name}\n" for name in ids).encode())
+    write_lines(folder.root / f"ImageSets/Segmentation/{SPLIT}.txt", ids)
     return Added(len(ids), len(own), len(more))
 
 

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from ..errors import DataError
-from ..files import write_atomic
+from ..files import write_atomic, write_lines
 from ..images import VOID, save_mask
 from ..info import cores
 from .tags import mask_classes
@@ -153,12 +153,12 @@ def generate(
         if not present:  # a split that is empty is none
             continue
         masked = [name for name in present if name.startswith(split)]
-        write_atomic(root / f"ImageSets/Segmentation/{split}.txt", "".join(f"{n}\n" for n in masked).encode())
-        write_atomic(root / f"ImageSets/Main/{split}.txt", "".join(f"{n}\n" for n in present).encode())
+        write_lines(root / f"ImageSets/Segmentation/{split}.txt", masked)
+        write_lines(root / f"ImageSets/Main/{split}.txt", present)
         for index, label in enumerate(CLASSES):
             lines = "".join(f"{n} {1 if index in classes else -1:2d}\n" for n, classes in present.items())
             write_atomic(root / f"ImageSets/Main/{label}_{split}.txt", lines.encode())
-    write_atomic(root / "classes.txt", "".join(f"{name}\n" for name in CLASSES).encode())
+    write_lines(root / "classes.txt", CLASSES)
     root.replace(complete)
     return complete
 

@@ -23,7 +23,7 @@ from ..data.voc import VocFolder, read_text
 from ..data.windows import WindowItem, build_items, read_list, write_list
 from ..errors import DataError
 from ..evaluate import Evaluation
-from ..files import write_atomic
+from ..files import write_lines
 from ..folding import fold_image_part
 from ..image_part import ImagePart
 from ..info import cpu_isa
@@ -249,7 +249,7 @@ def _windows(
 def _write_windows(out: Path, folder: VocFolder, ids: list[str], windows: list[WindowItem]) -> None:
     write_list(out / ITEMS, windows, folder.num_classes)
     if ids:
-        write_atomic(out / MASKS, "".join(f"{name}\n" for name in ids).encode())
+        write_lines(out / MASKS, ids)
 
 
 def _reestimate(
