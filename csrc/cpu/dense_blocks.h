@@ -36,25 +36,38 @@ int64_t packed_bytes(const DenseParams& p) {
   return blocks_of(p.rows, kRows) * kRows * blocks_of(p.inputs, 32) * 32 * static_cast<int64_t>(sizeof(E));
 }
 
+// bfloat16 widened kSplit at a time: the even ones, then the odd ones. In their own order they cost twice as much.
+constexpr int kSplit = 2 * kWidth;
+
+DDN_INLINE void widen_split(float* to, const BF16* from) {
+  const UVec pairs = load_bits<UVec>(from);
+  store(to, (Vec)(pairs << 16));
+  store(to + kWidth, (Vec)(pairs & 0xffff0000u));
+}
+
 // Input blocks [begin, end) of x to packed [M/16][K/32][kWords][16] words, each a float or a pair of bfloat16 of one
-// row; zeros beyond M and K. Values are rounded to R, the weights' dtype, and kept as E.
+// row; zeros beyond M and K. Values are rounded to R, the weights' dtype, and kept as E: where that is wider, split.
 template <class E, class R, class X>
 void pack_as(const DenseParams& p, uint32_t* packed, int64_t begin, int64_t end) {
   const int64_t blocks = blocks_of(p.inputs, 32);
-  for (int64_t row = 0; row < blocks_of(p.rows, kRows) * kRows; ++row)
+  for (int64_t first = 0; first < p.rows; first += kRows)
     for (int64_t block = begin; block < end; ++block) {
-      alignas(64) R rounded[32] = {};
-      if (row < p.rows) {
-        const X* from = static_cast<const X*>(p.x) + row * p.inputs + 32 * block;
-        const int count = static_cast<int>(least(32, p.inputs - 32 * block));
+      const int count = static_cast<int>(least(32, p.inputs - 32 * block));
+      alignas(64) E values[kRows][32] = {};
+      for (int64_t row = 0; row < least(kRows, p.rows - first); ++row) {
+        const X* from = static_cast<const X*>(p.x) + (first + row) * p.inputs + 32 * block;
+        alignas(64) R rounded[32] = {};
         for (int k = 0; k < count; k += kWidth) store(rounded + k, load_some(from + k, count - k));
+        if constexpr (sizeof(E) > sizeof(R))
+          for (int k = 0; k < 32; k += kSplit) widen_split(values[row] + k, rounded + k);
+        else
+          std::memcpy(values[row], rounded, sizeof rounded);
       }
-      alignas(64) E values[32];
-      for (int k = 0; k < 32; k += kWidth) store(values + k, load(rounded + k));
-      uint32_t words[kWords<E>];
+      uint32_t words[kRows][kWords<E>];
       std::memcpy(words, values, sizeof words);
-      uint32_t* to = packed + (row / kRows * blocks + block) * kWords<E> * kRows + row % kRows;
-      for (int k = 0; k < kWords<E>; ++k) to[k * kRows] = words[k];
+      uint32_t* to = packed + (first / kRows * blocks + block) * kWords<E> * kRows;
+      for (int k = 0; k < kWords<E>; ++k)
+        for (int row = 0; row < kRows; ++row) to[k * kRows + row] = words[row][k];
     }
 }
 

@@ -9,6 +9,10 @@ constexpr int kVecs = kRows / kWidth;  // registers that 16 rows are
 // Outputs at a time: their sums fill most registers.
 constexpr int kGroup = kWidth == 16 ? 16 : kWidth == 8 ? 6 : 3;
 constexpr int kPair = kWidth == 16 ? 8 : 0;  // with two blocks of rows: as many sums, half the broadcasts
+constexpr int kWide = 64;                    // bfloat16 of an output widened together
+
+template <class W>
+constexpr int kLine = 64 / sizeof(W);  // weights in a line of the cache
 
 struct FloatProducts {
   template <int G, int Blocks>
@@ -16,34 +20,53 @@ struct FloatProducts {
                       bool ahead) const {
     const float* x = reinterpret_cast<const float*>(packed);
     Vec sum[Blocks][G][kVecs] = {};
-    for (int64_t k = 0; k < panel.inputs; ++k) {
-      if (ahead && k % 16 == 0) fetch_ahead<G>(panel, weight, k);
-      step(panel, x + k * kRows, sum,
-           [&](int g) __attribute__((always_inline)) { return splat(weight[g * panel.stride + k]); });
+    for (int64_t k0 = 0; k0 < panel.inputs; k0 += kLine<float>, weight += kLine<float>, x += kLine<float> * kRows) {
+      if (ahead) fetch_ahead<G>(panel, weight, 0);
+      const auto multiply = [&](int64_t inputs) __attribute__((always_inline)) {
+#pragma GCC unroll 8
+        for (int64_t k = 0; k < inputs; ++k)
+          step(panel, x + k * kRows, sum,
+               [&](int g) __attribute__((always_inline)) { return splat(weight[g * panel.stride + k]); });
+      };
+      if (k0 + kLine<float> <= panel.inputs)
+        multiply(kLine<float>);
+      else
+        multiply(panel.inputs - k0);
     }
     finish(sum, total, panel.first);
   }
 
-  // Two bfloat16 a step: as the upper and, shifted there, the lower half of a broadcast word.
+  // bfloat16 are widened some at a time, for all outputs, and broadcast from there as floats are.
   template <int G, int Blocks>
   DDN_INLINE void add(const Panel<BF16>& panel, const BF16* weight, const uint32_t* packed, float* total,
                       bool ahead) const {
     const float* x = reinterpret_cast<const float*>(packed);
+    alignas(64) float wide[G][kWide];
     Vec sum[Blocks][G][kVecs] = {};
-    int64_t k = 0;
-    for (; k + 2 <= panel.inputs; k += 2) {
-      if (ahead && k % 32 == 0) fetch_ahead<G>(panel, weight, k);
-      const auto word = [&](int g) __attribute__((always_inline)) {
-        return UVec{} + load_bits<uint32_t>(weight + g * panel.stride + k);
+    for (int64_t k0 = 0; k0 < panel.inputs; k0 += kWide, x += kWide * kRows) {
+      if (ahead)
+        for (int64_t k = 0; k < kWide; k += kLine<BF16>) fetch_ahead<G>(panel, weight, k0 + k);
+      const int count = static_cast<int>(least(kWide, panel.inputs - k0));
+      const auto multiply = [&](int inputs) __attribute__((always_inline)) {
+#pragma GCC unroll 8
+        for (int k = 0; k < inputs; ++k)
+          step(panel, x + k * kRows, sum, [&](int g) __attribute__((always_inline)) { return splat(wide[g][k]); });
       };
-      step(panel, x + k * kRows, sum, [&](int g) __attribute__((always_inline)) { return (Vec)(word(g) << 16); });
-      step(panel, x + (k + 1) * kRows, sum,
-           [&](int g) __attribute__((always_inline)) { return (Vec)(word(g) & 0xffff0000u); });
+      if (count == kWide) {
+#pragma GCC unroll 16
+        for (int g = 0; g < G; ++g)
+#pragma GCC unroll 4
+          for (int k = 0; k < kWide; k += kSplit) widen_split(&wide[g][k], weight + g * panel.stride + k0 + k);
+        multiply(kWide);
+      } else {
+        for (int g = 0; g < G; ++g) {
+          alignas(64) BF16 some[kWide] = {};
+          std::memcpy(some, weight + g * panel.stride + k0, count * sizeof(BF16));
+          for (int k = 0; k < kWide; k += kSplit) widen_split(&wide[g][k], some + k);
+        }
+        multiply((count + 31) / 32 * 32);
+      }
     }
-    if (k < panel.inputs)
-      step(panel, x + k * kRows, sum, [&](int g) __attribute__((always_inline)) {
-        return (Vec)(UVec{} + (static_cast<uint32_t>(weight[g * panel.stride + k].bits) << 16));
-      });
     finish(sum, total, panel.first);
   }
 
