@@ -197,6 +197,12 @@ def cpu_name() -> str:
     return found if re.search(r"\d", found) or not (family and model) else f"{found} family {family} model {model}"
 
 
+def multiplies_bfloat16() -> bool:
+    """Whether the CPU has instructions for products of bfloat16, without which libraries widen them at great cost."""
+    flags = (_cpuinfo("flags") or _cpuinfo("Features") or "").split()
+    return not flags or not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(flags)
+
+
 def isas() -> list[str]:
     """Those of ISAS that this machine has and the extension was built with, worst first."""
     native = extension()

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import machine
 import stock
 import torch
 from stock_network import StockNetwork
@@ -43,7 +44,8 @@ ABOUT = {
     EAGER_LOOP: "the plain network, encoder once an image, one decoder run for each of its 1 + K passes",
     EAGER_BATCHED: "the plain network, all images in one encoder run, all passes that are needed in one decoder run",
     EAGER_BFLOAT16: "the same in bfloat16, channels_last",
-    STOCK_BEST: "stock PyTorch as an expert runs it: identities, BN folded, bfloat16, channels_last, torch.compile "
+    STOCK_BEST: "stock PyTorch as an expert runs it: identities, BN folded, bfloat16 (float32 on a CPU that has no "
+    "instructions for its products: a quarter of the time), channels_last, torch.compile "
     "with frozen weights (on CUDA in mode max-autotune), pooling kept out of the compiler, dense layers as matrix "
     "products, skinny gate",
     OURS_FLOAT32: "FastDecoupledNet(model, torch.float32)",
@@ -68,9 +70,15 @@ def make(name: str, model: DecoupledNet, ops: Any, compiled: bool = True, mode: 
         twin.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return _batched(twin, _plain_merge)
     if name == STOCK_BEST:
-        return _batched(StockNetwork(model, torch.bfloat16, compiled, mode), stock.merge)
+        return _batched(StockNetwork(model, stock_dtype(model.input_like()), compiled, mode), stock.merge)
     engine = make_engine(name, model, ops)
     return _batched(engine, engine.merge_scores)
+
+
+def stock_dtype(like: Tensor) -> torch.dtype:
+    """In which stock PyTorch is fastest where `like` is."""
+    fast = stock.on_cuda(like) or machine.multiplies_bfloat16()
+    return torch.bfloat16 if fast else torch.float32
 
 
 def make_engine(name: str, model: DecoupledNet, ops: Any = None) -> FastDecoupledNet:

@@ -235,11 +235,17 @@ def show(rows: list[dict[str, Any]]) -> None:
 
 
 def best_pairs(report: dict[str, Any]) -> dict[tuple[str, str], dict[str, tuple[dict[str, Any], dict[str, Any]]]]:
-    """For each op and case, by dtype: our fastest row and the fastest of the others; wrong results do not count."""
+    """For each op and case, by dtype: our fastest row and the fastest of the others; wrong results do not count.
+
+    Others that are faster in float32 count for bfloat16, too: on CPUs without instructions for its products.
+    """
     groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     for row in report["rows"]:
         if row["correct"]:
             groups.setdefault((row["op"], row["case"], row["dtype"]), []).append(row)
+    for (op, case, dtype), rows in groups.items():
+        if dtype == "bfloat16":
+            rows += [row for row in groups.get((op, case, "float32"), []) if row["rival"] != OURS]
     pairs: dict[tuple[str, str], dict[str, tuple[dict[str, Any], dict[str, Any]]]] = {}
     for (op, case, dtype), rows in groups.items():
         ours, others = ([r for r in rows if (r["rival"] == OURS) == mine] for mine in (True, False))

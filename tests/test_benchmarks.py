@@ -222,6 +222,36 @@ def test_names_and_peaks_of_machines(monkeypatch: pytest.MonkeyPatch) -> None:
     assert machine.peak_of({}, torch.float32, None) is None
 
 
+@pytest.mark.parametrize(
+    ("line", "wanted"),
+    [
+        ("flags : sse2 avx2 avx512f avx512_vnni", torch.float32),
+        ("flags : avx512f avx512_bf16", torch.bfloat16),
+        ("flags : amx_bf16 amx_tile", torch.bfloat16),
+        ("Features : asimd bf16", torch.bfloat16),
+        ("Features : asimd", torch.float32),
+        ("model name : unknown", torch.bfloat16),
+    ],
+)
+def test_stock_best_runs_in_the_dtype_that_the_cpu_multiplies(
+    monkeypatch: pytest.MonkeyPatch, line: str, wanted: torch.dtype
+) -> None:
+    monkeypatch.setattr(machine, "_read", lambda path: f"processor : 0\n{line}\n")
+    assert networks.stock_dtype(torch.empty(0)) == wanted
+
+
+def test_others_in_float32_count_for_bfloat16_where_they_are_faster() -> None:
+    times = {"float32": {"ddn_fast": 2.0, "oneDNN": 3.0}, "bfloat16": {"ddn_fast": 2.5, "oneDNN": 9.0}}
+    rows = [
+        {"op": "dense", "case": "case", "dtype": dtype, "rival": rival, "ms": ms, "correct": True}
+        for dtype, rivals in times.items()
+        for rival, ms in rivals.items()
+    ]
+    ((float32, bfloat16),) = (pair.values() for pair in op_benchmark.best_pairs({"rows": rows}).values())
+    assert [row["ms"] for row in float32] == [2.0, 3.0]
+    assert [row["ms"] for row in bfloat16] == [2.5, 3.0]
+
+
 def test_training_step_times_ways_that_reach_the_same_loss(monkeypatch: pytest.MonkeyPatch) -> None:
     tiny = NetConfig(tuple("ab"), 32, (4, 8, 8, 8, 8), fc=8, bridge=8, fc_kernel=1)
     monkeypatch.setitem(training_step.CASES, "tiny", training_step.Case(tiny, 3, 2))
