@@ -29,14 +29,16 @@ inline void outer_tile(const float* a, const float* b, int64_t depth, float* y, 
       }
 }
 
-// `width` columns from the first on, of `depth` rows, in panels [depth][Panel] with zeros where no column is.
+// `width` columns from the first on, of `depth` rows, in panels [depth][Panel] with zeros where no column is. Row by
+// row: panel by panel each few columns came from other pages of memory, which took an Intel server twice as long.
 template <int Panel>
 void pack_panels(const float* from, int64_t stride, int64_t depth, int64_t width, float* to) {
-  for (int64_t c = 0; c < width; c += Panel)
-    for (int64_t d = 0; d < depth; ++d, to += Panel) {
+  for (int64_t d = 0; d < depth; ++d, from += stride)
+    for (int64_t c = 0; c < width; c += Panel) {
+      float* panel = to + (c * depth + d * Panel);
       const int64_t some = least(width - c, Panel);
-      if (some < Panel) std::memset(to, 0, Panel * sizeof(float));
-      std::memcpy(to, from + d * stride + c, static_cast<size_t>(some) * sizeof(float));
+      if (some < Panel) std::memset(panel, 0, Panel * sizeof(float));
+      std::memcpy(panel, from + c, static_cast<size_t>(some) * sizeof(float));
     }
 }
 
