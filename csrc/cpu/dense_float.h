@@ -20,13 +20,14 @@ struct FloatProducts {
                       bool ahead) const {
     const float* x = reinterpret_cast<const float*>(packed);
     Vec sum[Blocks][G][kVecs] = {};
-    for (int64_t k0 = 0; k0 < panel.inputs; k0 += kLine<float>, weight += kLine<float>, x += kLine<float> * kRows) {
-      if (ahead) fetch_ahead<G>(panel, weight, 0);
+    for (int64_t k0 = 0; k0 < panel.inputs; k0 += kLine<float>, x += kLine<float> * kRows) {
+      if (ahead) fetch_ahead<G>(panel, weight, k0);
+      const float* from = weight + k0;
       const auto multiply = [&](int64_t inputs) __attribute__((always_inline)) {
 #pragma GCC unroll 8
         for (int64_t k = 0; k < inputs; ++k)
           step(panel, x + k * kRows, sum,
-               [&](int g) __attribute__((always_inline)) { return splat(weight[g * panel.stride + k]); });
+               [&](int g) __attribute__((always_inline)) { return splat(from[g * panel.stride + k]); });
       };
       if (k0 + kLine<float> <= panel.inputs)
         multiply(kLine<float>);
